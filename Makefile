@@ -1,0 +1,48 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STORE ?= sqlite:///$(abspath mlflow.db)
+PORT ?= 5000
+
+.DEFAULT_GOAL := demo
+.PHONY: demo test test-slow lint ui results bench docs clean
+
+.venv/.ok: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed; name yours: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing into .venv (about 2 GB, a few minutes)"
+	@start=$$(date +%s); \
+	$(PYTHON) -m venv .venv && $(BIN)/pip install -q -c constraints.txt -e '.[dev]' && touch $@ || exit 1; \
+	took=$$(( $$(date +%s) - start )); echo "install took $$((took / 60)) min $$((took % 60)) s"
+
+demo: .venv/.ok  ## ingest, mine, fit and evaluate on the embedded world
+	@start=$$(date +%s); \
+	$(BIN)/kedro run || exit 1; \
+	took=$$(( $$(date +%s) - start )); echo "demo took $$((took / 60)) min $$((took % 60)) s after the install"
+
+lint: .venv/.ok  ## ruff, mypy, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy src
+	$(BIN)/lint-imports
+
+test: lint  ## lint, then the test suite
+	$(BIN)/pytest
+
+test-slow: .venv/.ok  ## the long fault and soak suites
+	$(BIN)/pytest -m "slow and not gpu"
+
+ui: .venv/.ok  ## MLflow on http://127.0.0.1:$(PORT)
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) --workers 1
+
+results: .venv/.ok  ## the full evaluation, into docs/results.md
+	$(BIN)/kedro run --pipelines results
+
+bench: .venv/.ok  ## speed and memory, side by side
+	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+docs: .venv/.ok  ## the commands that README shows still run
+	$(BIN)/pytest tests/test_readme.py
+
+clean:  ## remove the caches and what the pipeline wrote (data/01_raw, committed data, .venv and MLflow's store stay)
+	@for folder in $(wildcard data/0[2-8]_*); do git clean -fdXq "$$folder"; done
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info

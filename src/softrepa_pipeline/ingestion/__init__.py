@@ -1,0 +1,28 @@
+"""Ingestion: any captioned images in, one checked Parquet table and a quarantine table out."""
+
+from softrepa_pipeline.ingestion.ingest import IngestConfig, ingest
+from softrepa_pipeline.ingestion.sources import RawSample, open_source
+from softrepa_pipeline.ingestion.tables import Pair, iter_pairs
+from softrepa_pipeline.ingestion.validation import (
+    BadSample,
+    CheckedImage,
+    Limits,
+    check_image,
+    clean_caption,
+    load_rgb,
+)
+
+__all__ = [
+    "BadSample",
+    "CheckedImage",
+    "IngestConfig",
+    "Limits",
+    "Pair",
+    "RawSample",
+    "check_image",
+    "clean_caption",
+    "ingest",
+    "iter_pairs",
+    "load_rgb",
+    "open_source",
+]

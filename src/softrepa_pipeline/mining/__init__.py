@@ -1,0 +1,6 @@
+"""CLIP embeddings and hard negatives."""
+
+from softrepa_pipeline.mining.embed import ClipEncoder
+from softrepa_pipeline.mining.mine import Captioned, MineConfig, mine
+
+__all__ = ["Captioned", "ClipEncoder", "MineConfig", "mine"]

@@ -1,0 +1,1 @@
+"""Kedro pipelines, one a stage: thin nodes around the library."""

@@ -1,0 +1,123 @@
+"""Node of the training stage: soft tokens on a frozen base, tracked while they train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from softrepa_pipeline import tracking
+from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+from softrepa_pipeline.config import build
+from softrepa_pipeline.inference import SamplingConfig, draw
+from softrepa_pipeline.ingestion import iter_pairs, load_rgb
+from softrepa_pipeline.soft_tokens import SoftTokens, save_soft_tokens
+from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
+from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, encode_latents, fit
+
+_CODE = ("training", "backbones", "objectives", "soft_tokens", "randomness")
+_METRIC_STEPS = 5
+_NUM_SAMPLES = 8
+
+
+def fit_tokens(
+    pairs: dict[str, Any],
+    negatives: dict[str, Any],
+    model: dict[str, Any],
+    parameters: dict[str, Any],
+    sampling: dict[str, Any],
+    folders: dict[str, str],
+    force: bool,
+) -> dict[str, Any]:
+    """Train soft tokens on the mined candidates; a stopped run goes on from its last checkpoint."""
+    model_config = build(ModelConfig, model, "model")
+    config = build(FitConfig, parameters, "fit")
+    sampling_config = build(SamplingConfig, sampling["settings"], "sampling.settings")
+    base = source_digest(model_config.base, model_config.revision)
+    inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base, "dtype": model_config.dtype}
+    stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
+
+    def compute() -> dict[str, Any]:
+        backbone = load_backbone(model_config)
+        latents_file = Path(folders["latents"]) / f"{pairs['digest'][:16]}-{base}-{config.resolution}.safetensors"
+        images = (load_rgb(pair.image) for pair in iter_pairs(Path(pairs["folder"])))
+        latents = encode_latents(backbone, images, pairs["num_images"], config.resolution, latents_file)
+        data = TrainingSet(latents, Path(negatives["folder"]) / "negatives.parquet")
+        work = stage.folder / "runs" / stage.fingerprint
+        if force:
+            _forget(work)
+        with tracking.nested_run("fit") as run:
+            run.log_params({f"fit.{key}": value for key, value in parameters.items()})
+            _link_to_interrupted(run, work)
+            observer = _Tracked(run, backbone, data, sampling_config, sampling["guidance"], work).observer
+            tokens = fit(backbone, data, config, work, observer)
+            result = _save(tokens, stage, base, config, model_config, run.run_id)
+            run.log_artifact(Path(result["file"]), "tokens")
+        return result
+
+    return run_stage(stage, compute, force)
+
+
+def _save(
+    tokens: SoftTokens, stage: Stage, base: str, config: FitConfig, model: ModelConfig, run_id: str | None
+) -> dict[str, Any]:
+    file = stage.folder / "soft_tokens.safetensors"
+    metadata = {
+        "family": model.family,
+        "objective": "softrepa",
+        "layers": json.dumps(config.layers),
+        "base_model": Path(model.base).name,
+        "base_digest": base,
+        "run_id": run_id or "",
+        "licence": "Apache-2.0",
+    }
+    save_soft_tokens(tokens, file, metadata)
+    return {"file": str(file), "num_parameters": tokens.num_parameters, **metadata, "digest": stage.fingerprint}
+
+
+def _link_to_interrupted(run: tracking.NestedRun, work: Path) -> None:
+    """Tag a resumed run with the one it goes on from, then leave its own id for the next."""
+    note = work / "run.json"
+    if note.is_file() and any(work.glob("step-*.safetensors")):
+        run.set_tag("softrepa.resumed_from", json.loads(note.read_text())["run_id"])
+    write_json(note, {"run_id": run.run_id})
+
+
+def _forget(work: Path) -> None:
+    for file in work.glob("*.*"):
+        file.unlink()
+
+
+class _Tracked:
+    """Sends training records and sample grids to the nested MLflow run."""
+
+    def __init__(
+        self,
+        run: tracking.NestedRun,
+        backbone: Backbone,
+        data: TrainingSet,
+        sampling: SamplingConfig,
+        guidance: float,
+        work: Path,
+    ) -> None:
+        self.run, self.backbone, self.sampling, self.guidance, self.work = run, backbone, sampling, guidance, work
+        stride = max(1, len(data.all_captions) // _NUM_SAMPLES)
+        self.prompts = data.all_captions[::stride][:_NUM_SAMPLES]
+        self.observer = Observer(self.record, self.milestone)
+
+    def record(self, record: Record) -> None:
+        step = int(record["step"])
+        if step % _METRIC_STEPS == 0:
+            self.run.log_metrics({name: value for name, value in record.items() if name != "step"}, step)
+
+    def milestone(self, step: int, tokens: SoftTokens) -> None:
+        images = draw(self.backbone, self.prompts, self.sampling, self.guidance, f"samples at step {step}")[:, 0]
+        grid = Image.new("RGB", (images.shape[2] * len(images), images.shape[1]))
+        for column, image in enumerate(images):
+            grid.paste(Image.fromarray(image), (column * images.shape[2], 0))
+        scale = max(1, 128 // images.shape[1])
+        self.run.log_image(
+            grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST), "samples", step
+        )

@@ -1,0 +1,5 @@
+"""The ingest stage."""
+
+from softrepa_pipeline.pipelines.ingest.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

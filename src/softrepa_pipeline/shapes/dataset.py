@@ -1,0 +1,128 @@
+"""The embedded world on disk: an ordinary captioned image data set in three splits, its prompts with their truth."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from softrepa_pipeline.shapes.captions import CaptionedScene, draw_captioned, word
+from softrepa_pipeline.shapes.claims import TASKS, Claim, ObjectClaim
+from softrepa_pipeline.shapes.scene import Split, render
+
+_MAX_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How many images each split gets; every evaluation image comes with a prompt that no other one has.
+
+    `captions_per_image` paraphrases are written for a training image. `prompts_per_task` is the most that a task gets;
+    tasks with few distinct prompts get fewer.
+    """
+
+    train_images: int
+    validation_prompts_per_task: int
+    test_prompts_per_task: int
+    captions_per_image: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of the embedded world with its ground truth."""
+
+    text: str
+    claim: Claim
+
+
+def write_world(config: WorldConfig, folder: Path) -> dict[str, Any]:
+    """Render all splits to `folder/<split>/pairs.parquet`; returns their sizes and digests."""
+    train = _draw_train(config)
+    counts = {"train": len(train)}
+    digests = {"train": _write(folder / "train", train)}
+    seen = {caption for item in train for caption in item[1]}
+    splits: dict[Split, int] = {
+        "validation": config.validation_prompts_per_task,
+        "test": config.test_prompts_per_task,
+    }
+    for split, per_task in splits.items():
+        items = _draw_prompts(split, per_task, config.seed, seen)
+        counts[split], digests[split] = len(items), _write(folder / split, items)
+        seen |= {caption for item in items for caption in item[1]}
+    return {"folder": str(folder), "num_images": counts, "digests": digests}
+
+
+def _draw_train(config: WorldConfig) -> list[tuple[CaptionedScene, list[str]]]:
+    rng = np.random.default_rng([config.seed, 0])
+    items = []
+    for _ in tqdm(range(config.train_images), desc="rendering the embedded world"):
+        item = draw_captioned("train", 0.0, rng)
+        wordings = [item.caption, *(word(item.claim, rng) for _ in range(config.captions_per_image - 1))]
+        items.append((item, list(dict.fromkeys(wordings))))
+    return items
+
+
+def _draw_prompts(split: Split, per_task: int, seed: int, seen: set[str]) -> list[tuple[CaptionedScene, list[str]]]:
+    rng = np.random.default_rng([seed, {"validation": 1, "test": 2}[split]])
+    items: list[tuple[CaptionedScene, list[str]]] = []
+    for task in TASKS:
+        found: dict[str, CaptionedScene] = {}
+        for _ in range(per_task * _MAX_DRAWS // 10):
+            if len(found) == per_task:
+                break
+            item = draw_captioned(split, 0.0, rng, task)
+            if item.caption not in seen:
+                found.setdefault(item.caption, item)
+        items += [(item, [caption]) for caption, item in found.items()]
+    return items
+
+
+def _write(folder: Path, items: list[tuple[CaptionedScene, list[str]]]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "image": [_png(render(item.scene)) for item, _ in items],
+            "captions": [captions for _, captions in items],
+            "claim": [json.dumps(asdict(item.claim)) for item, _ in items],
+        }
+    )
+    pq.write_table(table, folder / "pairs.parquet")
+    return hashlib.sha256((folder / "pairs.parquet").read_bytes()).hexdigest()[:16]
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_prompts(folder: Path, split: Split, per_task: int | None = None) -> list[Prompt]:
+    """The prompts of a split in file order, at most `per_task` of each task."""
+    table = pq.read_table(folder / split / "pairs.parquet", columns=["captions", "claim"]).to_pylist()
+    prompts = [Prompt(row["captions"][0], claim_from_dict(json.loads(row["claim"]))) for row in table]
+    if per_task is None:
+        return prompts
+    by_task = {task: [prompt for prompt in prompts if prompt.claim.task == task] for task in TASKS}
+    return [prompt for task in TASKS for prompt in by_task[task][:per_task]]
+
+
+def claim_from_dict(values: dict[str, Any]) -> Claim:
+    return Claim(**{**values, "objects": tuple(ObjectClaim(**item) for item in values["objects"])})
+
+
+def read_images(folder: Path, split: Split, limit: int) -> tuple[np.ndarray, list[Prompt]]:
+    """Evenly spaced images of a split, uint8 (images, 32, 32, 3), with their prompts."""
+    rows = pq.read_table(folder / split / "pairs.parquet").to_pylist()
+    chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]))) for row in chosen])
+    return images, [Prompt(row["captions"][0], claim_from_dict(json.loads(row["claim"]))) for row in chosen]

@@ -1,0 +1,111 @@
+"""Soft text tokens indexed by layer and timestep: the only parameters that SoftREPA trains (arXiv 2503.08250, §3)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT_VERSION = "1"
+_NUM_TIMESTEPS = 1000
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class SoftTokensConfig:
+    """Shape of a bank of soft tokens; `num_buckets` 0 means that the tokens do not depend on the timestep."""
+
+    num_layers: int
+    num_tokens: int
+    width: int
+    num_buckets: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "num_buckets" else 1
+            if value < least:
+                raise ValueError(f"{field.name} must be at least {least}, not {value}")
+
+
+class SoftTokens(nn.Module):
+    """s[k, t] = base[k] + time[bin(t), k], with bin(t) = floor(t · buckets / 1000), the last bin closed.
+
+    `base` has shape (layers, tokens, width) and `time` (buckets, layers · width); the time offset is shared by the
+    tokens of a layer. Both start as N(0, 0.02).
+    """
+
+    def __init__(self, config: SoftTokensConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.num_layers, config.num_tokens, config.width)
+        self.base = nn.Parameter(torch.randn(shape, generator=generator) * _INIT_STD)
+        if config.num_buckets:
+            time = torch.randn(config.num_buckets, config.num_layers * config.width, generator=generator)
+            self.time: nn.Parameter | None = nn.Parameter(time * _INIT_STD)
+        else:
+            self.register_parameter("time", None)
+
+    def forward(self, timestep: Float[Tensor, " batch"]) -> Float[Tensor, "layers batch tokens width"]:
+        """The tokens of every layer for each sample's timestep in [0, 1000]."""
+        layers, batch = self.config.num_layers, timestep.shape[0]
+        tokens = self.base[:, None]  # (layers, 1, tokens, width)
+        if self.time is None:
+            return tokens.expand(-1, batch, -1, -1)
+        # Departure: the clamp is per sample; the public code moves the whole batch when one t equals 1000.
+        bucket = (timestep * self.config.num_buckets / _NUM_TIMESTEPS).long().clamp(0, self.config.num_buckets - 1)
+        offset = self.time[bucket].unflatten(1, (layers, self.config.width))
+        return tokens + offset.transpose(0, 1)[:, :, None]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def save_soft_tokens(tokens: SoftTokens, path: Path, metadata: dict[str, str]) -> None:
+    """Write one safetensors file that holds the tensors, their configuration and free-form string metadata.
+
+    Raises:
+        ValueError: a value is not finite, so the file would spoil every image drawn with it.
+    """
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in tokens.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"soft tokens hold a non-finite value in {name!r}; {path} was not written")
+    header = {"format_version": FORMAT_VERSION, "config": json.dumps(asdict(tokens.config)), **metadata}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)
+
+
+def load_soft_tokens(path: Path) -> tuple[SoftTokens, dict[str, str]]:
+    """Read what `save_soft_tokens` wrote; returns the tokens and their metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind or of a later version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no soft tokens at {path}; train them with `kedro run --pipeline train`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); train the tokens again") from error
+    if metadata.get("format_version") != FORMAT_VERSION:
+        found = metadata.get("format_version", "none")
+        raise ValueError(f"{path} has soft-token format version {found}; this program reads version {FORMAT_VERSION}")
+    tokens = SoftTokens(SoftTokensConfig(**json.loads(metadata["config"])))
+    expected = {name: tuple(value.shape) for name, value in tokens.state_dict().items()}
+    found_shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found_shapes:
+        raise ValueError(f"{path} holds tensors {found_shapes}, but its configuration asks for {expected}")
+    tokens.load_state_dict(tensors)
+    return tokens, metadata

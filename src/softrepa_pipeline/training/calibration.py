@@ -1,0 +1,50 @@
+"""The base model's own error gaps between captions, by timestep: what a calibrated temperature follows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softrepa_pipeline.backbones import Backbone, Prompt
+from softrepa_pipeline.objectives import denoising_errors
+from softrepa_pipeline.randomness import torch_generator
+from softrepa_pipeline.training.config import FitConfig
+from softrepa_pipeline.training.data import TrainingSet
+
+NUM_TIMESTEPS = 1000
+NUM_CALIBRATION_BUCKETS = 10
+_BATCHES = 2
+
+
+@torch.no_grad()
+def measure_gaps(backbone: Backbone, data: TrainingSet, config: FitConfig) -> Tensor:
+    """Mean over images of the standard deviation over captions of err[i, :], (10,), one value a timestep decile."""
+    gaps = []
+    for bucket in range(NUM_CALIBRATION_BUCKETS):
+        generator = torch_generator(config.seed, "calibration", bucket)
+        rows = [_row_deviation(backbone, data, config, bucket, batch, generator) for batch in range(_BATCHES)]
+        gaps.append(torch.cat(rows).mean())
+    return torch.stack(gaps)
+
+
+def _row_deviation(
+    backbone: Backbone, data: TrainingSet, config: FitConfig, bucket: int, batch: int, generator: torch.Generator
+) -> Tensor:
+    candidates = data.candidates(config, batch)
+    latents = data.latents[candidates.rows].to(backbone.device)
+    share = torch.rand(len(latents), generator=generator)
+    timestep = ((bucket + share) * NUM_TIMESTEPS / NUM_CALIBRATION_BUCKETS).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    noised = backbone.noise(latents, noise, timestep).repeat_interleave(1 + config.num_negatives)
+    prompt = encode_candidates(backbone, candidates.captions)
+    errors = denoising_errors(backbone.predict(noised, prompt), noised.target)
+    return errors.view(len(latents), -1).std(dim=1).cpu()
+
+
+def encode_candidates(backbone: Backbone, captions: list[list[str]]) -> Prompt:
+    """Encode each distinct caption once; the result holds one row a pair, image by image."""
+    flat = [caption for row in captions for caption in row]
+    distinct = sorted(set(flat))
+    row_of = {caption: row for row, caption in enumerate(distinct)}
+    rows = torch.tensor([row_of[caption] for caption in flat], device=backbone.device)
+    return backbone.encode_prompts(distinct)[rows]

@@ -1,0 +1,100 @@
+"""What a training step reads: cached latents, and for each image one of its captions and its negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from softrepa_pipeline.backbones import Backbone
+from softrepa_pipeline.randomness import numpy_generator
+from softrepa_pipeline.training.config import FitConfig
+
+_ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Captions scored for each image of a step: `captions[i][0]` is its own, the others are negatives."""
+
+    rows: Tensor
+    captions: list[list[str]]
+
+
+class TrainingSet:
+    """Latents (images, channels, height, width) with captions and mined negatives, in the same order."""
+
+    def __init__(self, latents: Tensor, negatives_file: Path) -> None:
+        table = pq.read_table(negatives_file)
+        self.latents = latents
+        self.captions: list[list[str]] = table["captions"].to_pylist()
+        self.negatives: list[list[str]] = table["negatives"].to_pylist()
+        self.all_captions = sorted({caption for own in self.captions for caption in own})
+        if len(self.captions) != len(latents):
+            raise ValueError(
+                f"{negatives_file} lists {len(self.captions)} images, but {len(latents)} were encoded; "
+                "run `kedro run --pipeline train --params force=true`"
+            )
+
+    def candidates(self, config: FitConfig, step: int) -> Candidates:
+        """The images of a step and their candidate captions: a pure function of (seed, step)."""
+        rows = self._rows(config, step)
+        rng = numpy_generator(config.seed, "captions", step)
+        captions = [self._candidates_of(row, config, rng) for row in rows]
+        return Candidates(torch.from_numpy(rows), captions)
+
+    def _rows(self, config: FitConfig, step: int) -> np.ndarray:
+        """Position by position through a fresh permutation for each epoch."""
+        size = len(self.latents)
+        positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+        orders = {
+            epoch: numpy_generator(config.seed, "order", int(epoch)).permutation(size)
+            for epoch in np.unique(positions // size)
+        }
+        return np.array([orders[position // size][position % size] for position in positions])
+
+    def _candidates_of(self, row: int, config: FitConfig, rng: np.random.Generator) -> list[str]:
+        own, mined = self.captions[row], self.negatives[row]
+        num_hard = min(len(mined), round(config.num_negatives * config.hard_share))
+        hard = [mined[i] for i in rng.permutation(len(mined))[:num_hard]]
+        taken = [own[int(rng.integers(len(own)))], *hard]
+        # A small data set can have fewer other captions than negatives are wanted: then some repeat.
+        others = [i for i in rng.permutation(len(self.all_captions)) if self.all_captions[i] not in own]
+        missing = 1 + config.num_negatives - len(taken)
+        return taken + [self.all_captions[i] for i in np.resize(others, missing)] if missing else taken
+
+
+def to_pixels(image: Image.Image, resolution: int) -> Tensor:
+    """Pixels (3, resolution, resolution) in [−1, 1] of an RGB image, shorter side scaled, centre-cropped."""
+    square = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def encode_latents(
+    backbone: Backbone, images: Iterable[Image.Image], total: int, resolution: int, path: Path
+) -> Tensor:
+    """Encode images in order into one safetensors file at `path`, or read it where it is complete."""
+    if not path.is_file():
+        parts, batch = [], []
+        for image in tqdm(images, total=total, desc="encoding latents", mininterval=2):
+            batch.append(to_pixels(image, resolution))
+            if len(batch) == _ENCODE_BATCH:
+                parts.append(backbone.encode_images(torch.stack(batch)).cpu())
+                batch = []
+        if batch:
+            parts.append(backbone.encode_images(torch.stack(batch)).cpu())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        save_file({"latents": torch.cat(parts)}, partial)
+        partial.replace(path)
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("latents")
