@@ -1,6 +1,8 @@
 """Kedro's settings."""
 
+import hashlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline.environment import ROOT, prepare
@@ -15,6 +17,13 @@ def under_project(path: str) -> str:
     return str(ROOT / path)
 
 
+def slug(dataset: str) -> str:
+    """Resolve `${slug:NAME}`: a known data set's name as it is, a path as its last part and a hash of the whole."""
+    if Path(dataset).name == dataset:
+        return dataset
+    return f"{Path(dataset).stem}-{hashlib.sha256(str(Path(dataset).resolve()).encode()).hexdigest()[:8]}"
+
+
 sys.excepthook = explain_errors(sys.excepthook)
 
 # Called after kedro-mlflow's own hooks: Kedro calls the last registered first, and registers plugins last.
@@ -24,5 +33,5 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local" if (ROOT / "conf/local").is_dir() else "base",
     "merge_strategy": {"parameters": "soft"},
-    "custom_resolvers": {"project": under_project},
+    "custom_resolvers": {"project": under_project, "slug": slug},
 }

@@ -1,0 +1,38 @@
+"""What README promises exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from softrepa_pipeline.pipeline_registry import register_pipelines
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_make_targets_pipelines_and_environments_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+    assert set(re.findall(r"--pipeline (\w+)", README)) <= set(register_pipelines())
+    for environment in re.findall(r"--env (\w+)", README):
+        assert (ROOT / "conf" / environment).is_dir()
+
+
+def test_file_tree_and_links_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    tree = README.split("README.md CHANGELOG.md", 1)[1].split("```", 1)[0]
+    top = re.findall(r"^([a-z_/0-9]+/)\s", tree, re.MULTILINE)
+    inner = [f"src/softrepa_pipeline/{name}" for name in re.findall(r"^  ([a-z_]+(?:\.py|/))", tree, re.MULTILINE)]
+    assert len(links) > 4
+    assert len(inner) > 8
+    for path in (*links, *top, *inner):
+        assert (ROOT / path).exists(), path
+
+
+def test_result_table_is_the_measured_one() -> None:
+    table = README.split("<!-- results -->", 1)[1].split("<!-- /results -->", 1)[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 9
+    results = (ROOT / "docs/results.md").read_text()
+    assert all(row in results for row in rows)
