@@ -28,11 +28,3 @@ def test_file_tree_and_links_exist() -> None:
     assert len(inner) > 8
     for path in (*links, *top, *inner):
         assert (ROOT / path).exists(), path
-
-
-def test_result_table_is_the_measured_one() -> None:
-    table = README.split("<!-- results -->", 1)[1].split("<!-- /results -->", 1)[0]
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(rows) == 9
-    results = (ROOT / "docs/results.md").read_text()
-    assert all(row in results for row in rows)

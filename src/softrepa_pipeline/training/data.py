@@ -39,6 +39,8 @@ class TrainingSet:
         self.captions: list[list[str]] = table["captions"].to_pylist()
         self.negatives: list[list[str]] = table["negatives"].to_pylist()
         self.all_captions = sorted({caption for own in self.captions for caption in own})
+        if any(len(set(own)) == len(self.all_captions) for own in self.captions):
+            raise ValueError(f"{negatives_file}: one image has every caption, so that none can be its negative")
         if len(self.captions) != len(latents):
             raise ValueError(
                 f"{negatives_file} lists {len(self.captions)} images, but {len(latents)} were encoded; "
@@ -67,10 +69,11 @@ class TrainingSet:
         num_hard = min(len(mined), round(config.num_negatives * config.hard_share))
         hard = [mined[i] for i in rng.permutation(len(mined))[:num_hard]]
         taken = [own[int(rng.integers(len(own)))], *hard]
-        # A small data set can have fewer other captions than negatives are wanted: then some repeat.
-        others = [i for i in rng.permutation(len(self.all_captions)) if self.all_captions[i] not in own]
-        missing = 1 + config.num_negatives - len(taken)
-        return taken + [self.all_captions[i] for i in np.resize(others, missing)] if missing else taken
+        while len(taken) < 1 + config.num_negatives:
+            caption = self.all_captions[int(rng.integers(len(self.all_captions)))]
+            if caption not in own:
+                taken.append(caption)
+        return taken
 
 
 def to_pixels(image: Image.Image, resolution: int) -> Tensor:
