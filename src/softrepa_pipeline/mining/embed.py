@@ -26,7 +26,8 @@ class ClipEncoder:
         if (Path(model).is_absolute() or model.startswith(".")) and not Path(model).is_dir():
             raise FileNotFoundError(f"no CLIP folder at {model}; set clip.model to a CLIP folder or a hub id")
         self.device = device
-        self.model = CLIPModel.from_pretrained(model).requires_grad_(False).eval().to(device)
+        # Stored half precision would stay half by default: ten times slower on a CPU, and less exact.
+        self.model = CLIPModel.from_pretrained(model, dtype=torch.float32).requires_grad_(False).eval().to(device)
         self.tokenizer = CLIPTokenizer.from_pretrained(model)
         self.processor = CLIPImageProcessorPil.from_pretrained(model)
 
