@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_make_targets_pipelines_and_environments_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)) <= targets
     assert set(re.findall(r"--pipeline (\w+)", README)) <= set(register_pipelines())
     for environment in re.findall(r"--env (\w+)", README):
         assert (ROOT / "conf" / environment).is_dir()
