@@ -75,13 +75,36 @@ def test_training_never_shows_or_names_what_is_held_out() -> None:
         assert draw_captioned("test", 0.0, rng).claim.split == "test"
 
 
-def test_a_share_of_faulty_captions_is_false_or_incomplete() -> None:
+def test_annotators_make_no_mistakes_and_a_share_of_the_other_captions_is_false_or_incomplete() -> None:
     rng = np.random.default_rng(7)
-    false = [
-        not is_true(item.claim, item.scene.things, item.scene.background)
-        for item in (draw_captioned("train", 1.0, rng) for _ in range(300))
-    ]
-    assert 0.6 < np.mean(false) < 1
+    items = [draw_captioned("train", 0.5, rng) for _ in range(1000)]
+    is_annotated = np.array([item.caption.startswith("there ") for item in items])
+    is_false = np.array([not is_true(item.claim, item.scene.things, item.scene.background) for item in items])
+    assert 0.15 < is_annotated.mean() < 0.25
+    assert not is_false[is_annotated].any()
+    # A caption that forgets an object is incomplete, not false.
+    assert 0.35 < is_false[~is_annotated].mean() < 0.5
+
+
+def test_mistakes_are_the_systematic_ones_of_each_task() -> None:
+    rng = np.random.default_rng(8)
+    red_circle, blue_square = ObjectClaim("circle", "red"), ObjectClaim("square", "blue")
+    swapped = (ObjectClaim("circle", "blue"), ObjectClaim("square", "red"))
+    told = {
+        claim.task: corrupt(claim, rng)
+        for claim in (
+            Claim("position", (red_circle, blue_square), relation="left of"),
+            Claim("counting", (red_circle,), count=4),
+            Claim("color_attribution", (red_circle, blue_square)),
+            Claim("colors", (red_circle,)),
+            Claim("single_object", (ObjectClaim("circle"),)),
+        )
+    }
+    assert told["position"] == Claim("position", (red_circle, blue_square), relation="right of")
+    assert told["counting"] == Claim("counting", (red_circle,), count=2)
+    assert told["color_attribution"] == Claim("color_attribution", swapped)
+    assert told["colors"] == Claim("colors", (ObjectClaim("circle", "green"),))
+    assert told["single_object"] == Claim("single_object", (ObjectClaim("square"),))
 
 
 def test_prompts_are_distinct_and_unseen_in_training(tmp_path: Path) -> None:

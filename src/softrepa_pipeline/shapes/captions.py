@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from softrepa_pipeline.shapes.claims import TASKS, Claim, ObjectClaim, is_true, mirrored
+from softrepa_pipeline.shapes.claims import OPPOSITES, TASKS, Claim, ObjectClaim, is_true, mirrored
 from softrepa_pipeline.shapes.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene, Split, place, split_of
+
+_Value = TypeVar("_Value")
 
 COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 SYNONYMS = {"circle": ("circle", "disc"), "square": ("square", "box"), "triangle": ("triangle",)}
@@ -19,7 +22,8 @@ RELATION_WORDS = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-OPENINGS = ("", "", "a photo of", "a picture of", "there is")
+ANNOTATED = "there is"
+OPENINGS = ("", "", "a photo of", "a picture of", ANNOTATED)
 PLURAL = {"disc": "discs", "circle": "circles", "box": "boxes", "square": "squares", "triangle": "triangles"}
 
 # Counting and position are learned last, so they get the larger share.
@@ -107,8 +111,8 @@ def _noun_phrase(wanted: ObjectClaim, count: int | None, rng: np.random.Generato
     return " ".join([article, *size, *color, noun])
 
 
-def word(claim: Claim, rng: np.random.Generator) -> str:
-    """Put a claim into words: one of its many paraphrases."""
+def word(claim: Claim, rng: np.random.Generator, opening: str | None = None) -> str:
+    """Put a claim into words: one of its many paraphrases, with this opening where one is given."""
     if claim.relation and rng.random() < 0.3:
         claim = mirrored(claim)
     phrases = [_noun_phrase(wanted, claim.count, rng) for wanted in claim.objects]
@@ -119,52 +123,52 @@ def word(claim: Claim, rng: np.random.Generator) -> str:
         body = f" {_choice(('and', 'and', 'next to', 'with'), rng)} ".join(order)
     if claim.background:
         body += f" on a {_choice(BACKGROUND_WORDS[claim.background], rng)} background"
-    opening = _choice(OPENINGS, rng)
-    if opening == "there is" and claim.count:
+    opening = _choice(OPENINGS, rng) if opening is None else opening
+    if opening == ANNOTATED and claim.count:
         opening = "there are"
     return f"{opening} {body}".strip()
 
 
 def corrupt(claim: Claim, rng: np.random.Generator) -> Claim:
-    """Make a caption's meaning wrong or incomplete in one attribute, count or relation, as web captions are."""
-    faults = ["color"] * any(wanted.color for wanted in claim.objects) + ["shape"]
-    if claim.count:
-        faults += ["count", "count"]
+    """Make the mistake that captions of its kind make most: one relation, count, attribution, colour or shape.
+
+    Mistakes are systematic, or guidance alone would average them out: a relation is told from the wrong side, two
+    objects' colours are swapped, and a count, colour or shape is taken for the next one in its list.
+    """
     if claim.relation:
-        faults += ["relation", "relation"]
-    if len(claim.objects) == 2:
-        faults += ["forget"]
-    fault = _choice(faults, rng)
-    if fault == "count":
-        return replace(claim, count=int(_choice([str(n) for n in COUNT_WORDS if n != claim.count], rng)))
-    if fault == "relation":
-        return replace(claim, relation=_choice([r for r in RELATIONS if r != claim.relation], rng))
-    position = int(rng.integers(len(claim.objects)))
-    if fault == "forget":
-        task = "colors" if claim.objects[position].color else "single_object"
-        return Claim(task, (claim.objects[position],), background=claim.background)
-    wanted = claim.objects[position]
-    if fault == "color" and wanted.color is None:
-        position = 1 - position
-        wanted = claim.objects[position]
-    if fault == "color":
-        wanted = replace(wanted, color=_choice([c for c in COLORS if c != wanted.color], rng))
-    else:
-        wanted = replace(wanted, shape=_choice([s for s in SHAPES if s != wanted.shape], rng))
-    return replace(claim, objects=(*claim.objects[:position], wanted, *claim.objects[position + 1 :]))
+        return replace(claim, relation=OPPOSITES[claim.relation])
+    if claim.count:
+        return replace(claim, count=_next(claim.count, list(COUNT_WORDS)))
+    first, *others = claim.objects
+    if others and first.color and others[0].color:
+        swapped = (replace(first, color=others[0].color), replace(others[0], color=first.color))
+        return replace(claim, objects=swapped)
+    if others:
+        return Claim("single_object", (claim.objects[int(rng.integers(2))],), background=claim.background)
+    if first.color:
+        return replace(claim, objects=(replace(first, color=_next(first.color, list(COLORS))),))
+    return replace(claim, objects=(replace(first, shape=_next(first.shape, list(SHAPES))),))
+
+
+def _next(value: _Value, values: list[_Value]) -> _Value:
+    return values[(values.index(value) + 1) % len(values)]
 
 
 def draw_captioned(
     split: Split, fault_share: float, rng: np.random.Generator, task: str | None = None
 ) -> CaptionedScene:
-    """Draw a scene of a split with a caption; a `fault_share` of the captions is wrong or incomplete.
+    """Draw a scene of a split with a caption.
 
-    Both the combination of kinds that the scene shows and the claim that its caption makes belong to the split, so what
-    is held out never appears in training, neither drawn nor named. Faulty captions keep to the split as well.
+    Whole sentences ("there is …") come from annotators, who make no mistakes; of the other captions, as they are found
+    on the web, a `fault_share` is wrong or incomplete. Both the combination of kinds that the scene shows and the claim
+    that its caption makes belong to the split, so what is held out never appears in training, neither drawn nor named.
+    Faulty captions keep to the split as well.
     """
     tasks, weights = list(TASK_WEIGHTS), list(TASK_WEIGHTS.values())
+    drawn_task = task or tasks[int(rng.choice(len(tasks), p=weights))]
+    opening = _choice(OPENINGS, rng)
+    is_faulty = opening != ANNOTATED and rng.random() < fault_share
     while True:
-        drawn_task = task or tasks[int(rng.choice(len(tasks), p=weights))]
         claim = draw_claim(drawn_task, rng)
         if claim.split != split:
             continue
@@ -174,11 +178,11 @@ def draw_captioned(
             continue
         if split == "train" and split_of(scene.combination) != "train":
             continue
-        told = corrupt(claim, rng) if rng.random() < fault_share else claim
+        told = corrupt(claim, rng) if is_faulty else claim
         if told.split != split:
             continue
-        assert told is not claim or is_true(told, scene.things, scene.background)
-        return CaptionedScene(scene, told, word(told, rng))
+        assert is_faulty or is_true(told, scene.things, scene.background)
+        return CaptionedScene(scene, told, word(told, rng, opening))
 
 
 assert set(TASK_WEIGHTS) == set(TASKS)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from softrepa_pipeline.shapes.scene import RELATIONS, Split, combination_key, holds, split_of
 
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 
 
@@ -87,6 +88,5 @@ def is_true(claim: Claim, things: tuple[Visible, ...], background: str) -> bool:
 
 def mirrored(claim: Claim) -> Claim:
     """The same relation told from the other object's side."""
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     assert claim.relation in RELATIONS
-    return replace(claim, objects=claim.objects[::-1], relation=opposite[claim.relation])
+    return replace(claim, objects=claim.objects[::-1], relation=OPPOSITES[claim.relation])

@@ -75,58 +75,77 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def _adamw(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
+
+
+def _muon_and_adamw(modules: nn.ModuleDict, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the denoiser's blocks, AdamW for the rest: text starts to matter much sooner."""
+    matrices, others = [], []
+    for name, parameter in modules.named_parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.ndim == 2 and ".transformer_blocks." in name else others).append(parameter)
+    muon = torch.optim.Muon(
+        matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, _adamw(others, settings)]
+
+
 def run_loop(
     modules: nn.ModuleDict,
     loss_of_step: Callable[[int], Tensor],
     settings: LoopSettings,
     state_file: Path,
     name: str,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    optimizers: list[torch.optim.Optimizer] | None = None,
     ema_decay: float | None = None,
 ) -> None:
-    """Train `modules` with AdamW for `settings.num_steps`; goes on from `state_file` where it exists.
+    """Train `modules` for `settings.num_steps`, by AdamW unless told; goes on from `state_file` where it exists.
 
     With `ema_decay` the modules end with the exponential moving average of their weights.
     """
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
+    optimizers = optimizers or [_adamw(parameters, settings)]
     average = [p.detach().clone() for p in parameters]
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         average, start = state["average"], state["step"]
     with tqdm(total=settings.num_steps, initial=start, desc=name, mininterval=5) as bar:
         for step in range(start, settings.num_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate_at(step)
             loss = loss_of_step(step)
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
             _average_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate_at(step)
+                optimizer.step()
             decay = min(ema_decay or 0.0, (step + 1) / (step + 10))
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
             bar.update()
             if step % 50 == 0:
-                report(step, loss.item())
                 bar.set_postfix(loss=f"{loss.item():.4f}")
             is_due = (step + 1) % settings.checkpoint_steps == 0 or step + 1 == settings.num_steps
             if is_due and _rank() == 0:
-                _save_state(state_file, modules, optimizer, average, step + 1)
+                _save_state(state_file, modules, optimizers, average, step + 1)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)
 
 
 def _save_state(
-    path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, average: list[Tensor], step: int
+    path: Path, modules: nn.ModuleDict, optimizers: list[torch.optim.Optimizer], average: list[Tensor], step: int
 ) -> None:
-    state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+    saved = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"modules": modules.state_dict(), "optimizers": saved, "average": average, "step": step}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -229,7 +248,6 @@ def train_sd3(
     null_tokens: Tensor,
     settings: LoopSettings,
     state_file: Path,
-    report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Train transformer and text encoders by flow matching: x_t = (1 − σ) x_0 + σ ε, target ε − x_0.
 
@@ -256,4 +274,5 @@ def train_sd3(
         ).sample
         return F.mse_loss(velocity, noise - clean)
 
-    run_loop(modules, loss_of_step, settings, state_file, "sd3 denoiser", report, ema_decay=0.9995)
+    optimizers = _muon_and_adamw(modules, settings)
+    run_loop(modules, loss_of_step, settings, state_file, "sd3 denoiser", optimizers, ema_decay=0.9995)

@@ -26,11 +26,14 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     """Learn a CLIP-style byte-pair vocabulary in which every word of the embedded world is one token."""
+    captions = sorted(set(captions))
+    # The trainer numbers word ends in random order, and ties follow the numbers: named first, they are always the same.
+    endings = sorted({f"{word[-1]}</w>" for caption in captions for word in caption.split()})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=[_START, _END], end_of_word_suffix="</w>", show_progress=False
+        vocab_size=512, special_tokens=[_START, _END, *endings], end_of_word_suffix="</w>", show_progress=False
     )
     bpe.train_from_iterator(captions, trainer)
     state = json.loads(bpe.to_str())["model"]
@@ -55,8 +58,13 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int, projection: 
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """One of SD3's two CLIP text encoders: (20, 64) states and a pooled (64,) projection."""
-    return CLIPTextModelWithProjection(_text_config(tokenizer, 64, 3, 64))
+    """One of SD3's two CLIP text encoders: (20, 64) states; the pooled (64,) projection is zero and stays so.
+
+    What the text says reaches so small a denoiser through attention alone, where soft tokens enter too.
+    """
+    encoder = CLIPTextModelWithProjection(_text_config(tokenizer, 64, 3, 64))
+    encoder.text_projection.requires_grad_(False).weight.zero_()
+    return encoder
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from softrepa_pipeline.shapes import pretraining
+from softrepa_pipeline.shapes.pretraining import LoopSettings, train_sd3
+from softrepa_pipeline.shapes.tiny_models import build_sd3_transformer, build_text_encoder, build_tokenizer
+
+SETTINGS = LoopSettings(images=16, batch_size=4, learning_rate=1e-3, checkpoint_steps=2)
+CAPTIONS = ["a red circle", "two blue squares", "a green triangle", "a red square"]
+
+
+def train(state_file: Path, settings: LoopSettings = SETTINGS) -> nn.ModuleDict:
+    tokenizer = build_tokenizer(CAPTIONS)
+    torch.manual_seed(0)
+    encoders = {name: build_text_encoder(tokenizer) for name in ("text_encoder", "text_encoder_2")}
+    modules = nn.ModuleDict({"transformer": build_sd3_transformer(), **encoders})
+    latents = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    tokens = pretraining.tokenize(tokenizer, CAPTIONS)
+    train_sd3(modules, latents, tokens, pretraining.tokenize(tokenizer, [""])[0], settings, state_file)
+    return modules
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_stopped_base_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = train(tmp_path / "whole.pt")
+    save, saved = pretraining._save_state, []
+
+    def stop_after_first(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        saved.append(True)
+        raise _Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_save_state", stop_after_first)
+        with pytest.raises(_Stopped):
+            train(tmp_path / "stopped.pt")
+    assert len(saved) == 1
+    resumed = train(tmp_path / "stopped.pt")
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_base_training_learns_and_leaves_the_pooled_text_silent(tmp_path: Path) -> None:
+    modules = train(tmp_path / "state.pt", replace(SETTINGS, images=40))
+    assert not modules["text_encoder"].text_projection.weight.any()
+    assert modules["transformer"].proj_out.weight.abs().max() > 0
+
+
+def test_the_vocabulary_is_the_same_whenever_it_is_built() -> None:
+    states = [build_tokenizer(CAPTIONS).backend_tokenizer.to_str() for _ in range(4)]
+    assert len(set(states)) == 1
+    assert [len(ids) for ids in build_tokenizer(CAPTIONS)(["red square", "green triangle"]).input_ids] == [4, 4]
