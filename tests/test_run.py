@@ -105,12 +105,14 @@ def _tokens(content: bytes, project: Path) -> Any:
     return load_soft_tokens(path)[0].base
 
 
-def test_killed_during_fit_goes_on_and_ends_with_the_same_tokens(project: Path) -> None:
+@pytest.mark.parametrize("num_kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_during_fit_goes_on_and_ends_with_the_same_tokens(project: Path, num_kills: int) -> None:
     longer = SMALL.replace("fit.num_steps=8", "fit.num_steps=30")
     kedro_run(project, "--pipeline", "train", "--params", longer)
     whole = load_soft_tokens(project / TOKENS)[0]
     shutil.rmtree(project / "data/06_models/sd3_embedded")
-    killed_run = _kill_during_fit(project, longer)
+    for kill in range(num_kills):
+        killed_run = _kill_during_fit(project, longer, after_step=4 * (kill + 1))
     done = kedro_run(project, "--pipeline", "train", "--params", longer)
     assert "going on from step" in done.stderr
     resumed = load_soft_tokens(project / TOKENS)[0]
@@ -123,12 +125,12 @@ def test_killed_during_fit_goes_on_and_ends_with_the_same_tokens(project: Path) 
     assert [metric.step for metric in history] == list(range(0, 30, 5))
 
 
-def _kill_during_fit(project: Path, params: str) -> str:
-    """kill -9 once two checkpoints are there; returns the id of the nested run that was cut off."""
+def _kill_during_fit(project: Path, params: str, after_step: int) -> str:
+    """kill -9 once the checkpoint of a step is there; returns the id of the nested run that was cut off."""
     process = subprocess.Popen([KEDRO, "run", "--pipeline", "train", "--params", params], cwd=project, env=ENVIRONMENT)
     checkpoints = project / "data/06_models/sd3_embedded/shapes/runs"
     deadline = time.monotonic() + 300
-    while len(list(checkpoints.glob("*/step-*.safetensors"))) < 2:
+    while not any(int(file.stem[5:]) >= after_step for file in checkpoints.glob("*/step-*.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)

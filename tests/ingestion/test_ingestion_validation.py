@@ -76,6 +76,26 @@ def test_truncated_jpeg_is_damaged(share: float) -> None:
     assert reason_against(data[: int(share * len(data))]) == "damaged image"
 
 
+@pytest.mark.parametrize("num_files", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_random_damage_is_refused_with_a_reason_or_harmless(num_files: int) -> None:
+    rng = np.random.default_rng(0)
+    photos = [photo.read_bytes() for photo in sorted(SAMPLE.glob("*.jpg"))]
+    photos += [encode(Image.open(io.BytesIO(photos[0])), kind) for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF")]
+    reasons = []
+    for number in range(num_files):
+        damaged = bytearray(photos[number % len(photos)])
+        for position in rng.integers(len(damaged), size=rng.integers(1, 50)):
+            damaged[position] = rng.integers(256)
+        try:
+            check_image(bytes(damaged), LIMITS)
+        except BadSample as bad:
+            reasons.append(bad.reason)
+            continue
+        assert load_rgb(bytes(damaged)).mode == "RGB"
+    assert reasons
+    assert all(reasons)
+
+
 def test_bytes_of_another_kind_are_not_an_image() -> None:
     assert reason_against(b"A page that says 404 not found.") == "not an image"
     assert reason_against(encode(Image.new("RGB", (64, 64)), "EPS")) == "not an image"

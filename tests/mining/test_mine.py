@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from softrepa_pipeline.mining import ClipEncoder, MineConfig
+from softrepa_pipeline.mining.edits import CaptionEditor
 from softrepa_pipeline.mining.index import nearest
 from softrepa_pipeline.mining.mine import choose_negatives
 
@@ -16,7 +17,7 @@ TEXTS = np.array([[s, (1 - s * s) ** 0.5] for s in (0.9, 0.88, 0.7, 0.1)], dtype
 
 
 def test_hardest_captions_below_the_margin_come_first() -> None:
-    (chosen,) = choose_negatives(MineConfig("clip"), IMAGE, TEXTS, CAPTIONS, [("own",)])
+    (chosen,) = choose_negatives(MineConfig("clip", relative_margin=0.05), IMAGE, TEXTS, CAPTIONS, [("own",)])
     assert [caption for caption, _ in chosen] == ["hard", "easy"]
     assert chosen[0][1] == pytest.approx(0.7, abs=1e-6)
 
@@ -30,7 +31,7 @@ def test_without_a_margin_paraphrases_are_taken_but_never_an_own_caption() -> No
 
 
 def test_where_all_near_captions_may_be_true_the_farthest_is_taken() -> None:
-    config = MineConfig("clip", search_depth=2)
+    config = MineConfig("clip", relative_margin=0.05, search_depth=2)
     (chosen,) = choose_negatives(config, IMAGE, TEXTS, CAPTIONS, [("own",)])
     assert [caption for caption, _ in chosen] == ["easy"]
 
@@ -38,7 +39,7 @@ def test_where_all_near_captions_may_be_true_the_farthest_is_taken() -> None:
 def test_nearest_equals_a_full_sort() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(7, 8)).astype(np.float32)
-    scores, rows = nearest(vectors, queries, 5)
+    scores, rows = (np.stack(part) for part in zip(*nearest(vectors, queries, 5), strict=True))
     expected = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :5]
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(queries @ vectors.T, rows, 1), expected, rtol=1e-5)
@@ -49,3 +50,27 @@ def test_missing_clip_folder_and_wrong_settings_are_named(tmp_path: Path) -> Non
         ClipEncoder(str(tmp_path / "clip"))
     with pytest.raises(ValueError, match=r"mine\.relative_margin must be in \[0, 1\)"):
         MineConfig("clip", relative_margin=1.0)
+
+
+def test_edits_contradict_the_caption_in_one_word_or_swap_two_colours() -> None:
+    editor = CaptionEditor(
+        ["two red cups left of a blue box", "a blue cup right of three boxes", "a small dog", "a cat"]
+    )
+    assert set(editor.edits("two red cups left of a blue box")) == {
+        "three red cups left of a blue box",
+        "two blue cups left of a blue box",
+        "two red cups right of a blue box",
+        "two red cups left of a red box",
+        "two blue cups left of a red box",
+    }
+    # "large" is not a word of these captions, and a caption without numbers, colours, sides or sizes has no edit.
+    assert editor.edits("a small dog") == []
+    assert editor.edits("a cat, asleep") == []
+
+
+def test_edits_of_real_captions_are_the_same_whenever_they_are_made() -> None:
+    captions = ["A man in a red hat, to the left of two white horses", "a white horse on the right", "the red barn"]
+    first, second = (CaptionEditor(captions).edits(captions[0]) for _ in range(2))
+    assert first == second
+    assert "A man in a red hat, to the right of two white horses" in first
+    assert "A man in a white hat, to the left of two red horses" in first

@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from softrepa_pipeline.shapes.captions import CaptionedScene, corrupt, draw_captioned
+from softrepa_pipeline.shapes.captions import FULL_STOP, CaptionedScene, corrupt, draw_captioned
 from softrepa_pipeline.shapes.claims import TASKS, Claim, ObjectClaim, is_true
 from softrepa_pipeline.shapes.dataset import WorldConfig, read_prompts, write_world
 from softrepa_pipeline.shapes.scene import render, split_of
@@ -18,10 +19,11 @@ def scenes(seed: int, num: int = NUM_SCENES) -> list[CaptionedScene]:
     return [draw_captioned("train", 0.0, rng, task) for task in TASKS for _ in range(num)]
 
 
-def test_verifier_accepts_true_renders_and_rejects_claims_that_metadata_makes_false() -> None:
+@pytest.mark.parametrize("per_task", [NUM_SCENES, pytest.param(5000, marks=pytest.mark.slow)])
+def test_verifier_accepts_true_renders_and_rejects_claims_that_metadata_makes_false(per_task: int) -> None:
     rng = np.random.default_rng(1)
     accepted, rejected = [], []
-    for item in scenes(0):
+    for item in scenes(0, per_task):
         image = render(item.scene)
         accepted.append(verify(image, item.claim))
         false = corrupt(item.claim, rng)
@@ -78,12 +80,14 @@ def test_training_never_shows_or_names_what_is_held_out() -> None:
 def test_annotators_make_no_mistakes_and_a_share_of_the_other_captions_is_false_or_incomplete() -> None:
     rng = np.random.default_rng(7)
     items = [draw_captioned("train", 0.5, rng) for _ in range(1000)]
-    is_annotated = np.array([item.caption.startswith("there ") for item in items])
+    is_annotated = np.array([item.caption.endswith(FULL_STOP) for item in items])
     is_false = np.array([not is_true(item.claim, item.scene.things, item.scene.background) for item in items])
     assert 0.15 < is_annotated.mean() < 0.25
     assert not is_false[is_annotated].any()
     # A caption that forgets an object is incomplete, not false.
     assert 0.35 < is_false[~is_annotated].mean() < 0.5
+    clean = [draw_captioned("train", 0.0, rng) for _ in range(100)]
+    assert not any(item.caption.endswith(FULL_STOP) for item in clean)
 
 
 def test_mistakes_are_the_systematic_ones_of_each_task() -> None:

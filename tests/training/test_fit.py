@@ -12,6 +12,7 @@ import torch
 from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.soft_tokens import SoftTokens
 from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, fit
+from softrepa_pipeline.training.initial import initial_tokens
 
 CONFIG = FitConfig(
     layers=(0, 1),
@@ -20,7 +21,8 @@ CONFIG = FitConfig(
     num_steps=6,
     batch_size=4,
     num_negatives=2,
-    hard_share=0.5,
+    edited_share=0.5,
+    mined_share=0.5,
     learning_rate=1e-2,
     weight_decay=1e-4,
     logits="calibrated",
@@ -41,7 +43,9 @@ def data(tmp_path: Path) -> TrainingSet:
         ["a disc"],
         ["two boxes"],
     ]
-    table = pa.table({"captions": captions, "negatives": [["a red square"]] * 4 + [[]]})
+    edits = [[["a blue circle"], ["three blue squares", "two red squares"]], [["a red triangle"]], [["a red square"]]]
+    edits += [[[]], [["three boxes"]]]
+    table = pa.table({"captions": captions, "edits": edits, "negatives": [["a red square"]] * 4 + [[]]})
     pq.write_table(table, tmp_path / "negatives.parquet")
     latents = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     return TrainingSet(latents, tmp_path / "negatives.parquet")
@@ -125,11 +129,33 @@ def test_candidates_are_a_function_of_seed_and_step_and_never_repeat_the_own_cap
     assert [sorted(seen[epoch * 5 : epoch * 5 + 5]) for epoch in range(8)] == [[0, 1, 2, 3, 4]] * 8
 
 
+def test_structured_negatives_contradict_the_caption_that_was_drawn(data: TrainingSet) -> None:
+    config = replace(CONFIG, edited_share=1.0, mined_share=0.0, num_negatives=1)
+    edits_of = {"a red circle": {"a blue circle"}, "two blue squares": {"three blue squares", "two red squares"}}
+    seen = [captions for step in range(20) for captions in data.candidates(config, step).captions]
+    drawn = {own: {negative for first, negative in seen if first == own} for own in edits_of}
+    assert drawn == edits_of
+
+
+def test_tokens_from_an_empty_caption_are_the_states_that_blocks_see(sd3: Backbone, data: TrainingSet) -> None:
+    sites = sd3.sites((0, 2))
+    config = replace(CONFIG, layers=(0, 2), initial="null_text", num_buckets=0)
+    tokens = initial_tokens(sd3, sites, config, data.latents.shape[1:])
+    states = sd3.denoiser.context_embedder(sd3.encode_prompts([""]).states)
+    torch.testing.assert_close(tokens.base[0], states[0, :2], atol=0.2, rtol=0)
+    # The first block sees them without noise, later ones after the blocks before.
+    assert (tokens.base[1] - states[0, :2]).abs().max() > 0.2
+    random = initial_tokens(sd3, sites, replace(config, initial="normal"), data.latents.shape[1:])
+    torch.testing.assert_close(tokens.base[0] - random.base[0], states[0, :2])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"logits": "linear"}, r"fit\.logits must be one of constant, calibrated, not 'linear'"),
-        ({"hard_share": 2.0}, r"fit\.hard_share must be in \[0, 1\]"),
+        ({"mined_share": 0.7}, r"fit\.edited_share and fit\.mined_share must be shares of one whole"),
+        ({"timestep_range": (500.0, 500.0)}, r"fit\.timestep_range must lie in \[0, 1000\], low before high"),
+        ({"initial": "zeros"}, r"fit\.initial must be normal or null_text, not 'zeros'"),
         ({"batch_size": 0}, r"fit\.batch_size must be at least 1"),
     ],
 )

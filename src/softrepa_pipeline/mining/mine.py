@@ -1,4 +1,7 @@
-"""Hard negatives: captions that CLIP finds close to an image, yet not so close that they may be true of it."""
+"""Hard negatives: captions that CLIP finds close to an image, yet not so close that they may be true of it.
+
+Beside them stand structured ones, the image's own captions with a contradiction in them (`mining.edits`).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from softrepa_pipeline.mining.edits import CaptionEditor
 from softrepa_pipeline.mining.embed import ClipEncoder
 from softrepa_pipeline.mining.index import nearest
+
+_EDITS = pa.list_(pa.list_(pa.string()))
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class MineConfig:
 
     clip: str
     num_candidates: int = 16
-    relative_margin: float = 0.05
+    relative_margin: float = 0.3
     search_depth: int = 256
     device: str = "cpu"
 
@@ -50,7 +56,9 @@ class Captioned:
 
 
 def mine(config: MineConfig, pairs: Iterable[Captioned], total: int, output: Path) -> dict[str, Any]:
-    """Write `negatives.parquet` (image_id, captions, negatives, scores) and return its figures.
+    """Write `negatives.parquet` (image_id, captions, edits, negatives, scores) and return its figures.
+
+    `edits` has one list of structured negatives for each of the image's captions, in their order.
 
     Raises:
         ValueError: fewer than two distinct captions, so that nothing can be a negative.
@@ -81,9 +89,9 @@ def choose_negatives(
     Captions equal to one of the image's own are left out by content, not by row.
     """
     row_of = {caption: row for row, caption in enumerate(captions)}
-    scores, rows = nearest(texts, images, config.search_depth)
     chosen = []
-    for image, own, image_scores, image_rows in zip(images, captions_of, scores, rows, strict=True):
+    found = nearest(texts, images, config.search_depth)
+    for image, own, (image_scores, image_rows) in zip(images, captions_of, found, strict=True):
         positive = max(float(image @ texts[row_of[caption]]) for caption in own)
         limit = positive - config.relative_margin * abs(positive)
         fitting = [
@@ -110,10 +118,12 @@ def _write(
     output: Path, image_ids: list[str], captions_of: list[tuple[str, ...]], negatives: list[list[tuple[str, float]]]
 ) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
+    editor = CaptionEditor(caption for own in captions_of for caption in own)
     table = pa.table(
         {
             "image_id": image_ids,
             "captions": [list(own) for own in captions_of],
+            "edits": pa.array([[editor.edits(caption) for caption in own] for own in captions_of], _EDITS),
             "negatives": [[caption for caption, _ in items] for items in negatives],
             "scores": pa.array([[score for _, score in items] for items in negatives], pa.list_(pa.float32())),
         }

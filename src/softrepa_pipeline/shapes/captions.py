@@ -22,8 +22,9 @@ RELATION_WORDS = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-ANNOTATED = "there is"
-OPENINGS = ("", "", "a photo of", "a picture of", ANNOTATED)
+OPENINGS = ("", "", "a photo of", "a picture of", "there is")
+FULL_STOP = "."
+ANNOTATED_SHARE = 0.2
 PLURAL = {"disc": "discs", "circle": "circles", "box": "boxes", "square": "squares", "triangle": "triangles"}
 
 # Counting and position are learned last, so they get the larger share.
@@ -111,8 +112,8 @@ def _noun_phrase(wanted: ObjectClaim, count: int | None, rng: np.random.Generato
     return " ".join([article, *size, *color, noun])
 
 
-def word(claim: Claim, rng: np.random.Generator, opening: str | None = None) -> str:
-    """Put a claim into words: one of its many paraphrases, with this opening where one is given."""
+def word(claim: Claim, rng: np.random.Generator) -> str:
+    """Put a claim into words: one of its many paraphrases."""
     if claim.relation and rng.random() < 0.3:
         claim = mirrored(claim)
     phrases = [_noun_phrase(wanted, claim.count, rng) for wanted in claim.objects]
@@ -123,8 +124,8 @@ def word(claim: Claim, rng: np.random.Generator, opening: str | None = None) -> 
         body = f" {_choice(('and', 'and', 'next to', 'with'), rng)} ".join(order)
     if claim.background:
         body += f" on a {_choice(BACKGROUND_WORDS[claim.background], rng)} background"
-    opening = _choice(OPENINGS, rng) if opening is None else opening
-    if opening == ANNOTATED and claim.count:
+    opening = _choice(OPENINGS, rng)
+    if opening == "there is" and claim.count:
         opening = "there are"
     return f"{opening} {body}".strip()
 
@@ -159,15 +160,15 @@ def draw_captioned(
 ) -> CaptionedScene:
     """Draw a scene of a split with a caption.
 
-    Whole sentences ("there is …") come from annotators, who make no mistakes; of the other captions, as they are found
-    on the web, a `fault_share` is wrong or incomplete. Both the combination of kinds that the scene shows and the claim
-    that its caption makes belong to the split, so what is held out never appears in training, neither drawn nor named.
-    Faulty captions keep to the split as well.
+    With a `fault_share` the captions are those of the web: a fifth come from annotators, who make no mistakes and end
+    with a full stop; of the others that share is wrong or incomplete. Both the combination of kinds that the scene
+    shows and the claim that its caption makes belong to the split, so what is held out never appears in training,
+    neither drawn nor named. Faulty captions keep to the split as well.
     """
     tasks, weights = list(TASK_WEIGHTS), list(TASK_WEIGHTS.values())
     drawn_task = task or tasks[int(rng.choice(len(tasks), p=weights))]
-    opening = _choice(OPENINGS, rng)
-    is_faulty = opening != ANNOTATED and rng.random() < fault_share
+    is_annotated = fault_share > 0 and rng.random() < ANNOTATED_SHARE
+    is_faulty = not is_annotated and rng.random() < fault_share
     while True:
         claim = draw_claim(drawn_task, rng)
         if claim.split != split:
@@ -182,7 +183,7 @@ def draw_captioned(
         if told.split != split:
             continue
         assert is_faulty or is_true(told, scene.things, scene.background)
-        return CaptionedScene(scene, told, word(told, rng, opening))
+        return CaptionedScene(scene, told, word(told, rng) + FULL_STOP * is_annotated)
 
 
 assert set(TASK_WEIGHTS) == set(TASKS)

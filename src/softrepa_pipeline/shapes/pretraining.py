@@ -83,7 +83,8 @@ def _adamw(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.opti
 
 def _muon_and_adamw(modules: nn.ModuleDict, settings: LoopSettings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the denoiser's blocks, AdamW for the rest: text starts to matter much sooner."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in modules.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and ".transformer_blocks." in name else others).append(parameter)

@@ -11,10 +11,12 @@ from softrepa_pipeline.objectives import LOGITS
 class FitConfig:
     """How soft tokens are trained; the defaults that matter live in conf/base/parameters_fit.yml with their reasons.
 
-    `layers` receive `num_tokens` tokens each, with `num_buckets` timestep buckets. Each step takes `batch_size` images
-    with `num_negatives` captions besides their own; `hard_share` of these negatives are mined, the others drawn from
-    the whole data set. `logits` is `constant` (the paper's form with `temperature` as τ) or `calibrated` (τ(t) is
-    `temperature` times the base model's own error gap between captions at t). `denoising_weight` is λ.
+    `layers` receive `num_tokens` tokens each, with `num_buckets` timestep buckets; they start as `initial` says,
+    `normal` or `null_text`. Each step takes `batch_size` images with `num_negatives` captions besides their own; of
+    these negatives `edited_share` are structured (the caption with a contradiction in it) and `mined_share` mined, as
+    far as there are any, the others drawn from the whole data set. Timesteps are uniform in `timestep_range`.
+    `logits` is `constant` (the paper's form with `temperature` as τ) or `calibrated` (τ(t) is `temperature` times the
+    base model's own error gap between captions at t). `denoising_weight` is λ.
     """
 
     layers: tuple[int, ...]
@@ -23,7 +25,8 @@ class FitConfig:
     num_steps: int
     batch_size: int
     num_negatives: int
-    hard_share: float
+    edited_share: float
+    mined_share: float
     learning_rate: float
     weight_decay: float
     logits: str
@@ -36,12 +39,19 @@ class FitConfig:
     max_pairs_in_memory: int = 256
     checkpoint_steps: int = 25
     resolution: int = 512
+    timestep_range: tuple[float, float] = (0.0, 1000.0)
+    initial: str = "normal"
 
     def __post_init__(self) -> None:
         if self.logits not in LOGITS:
             raise ValueError(f"fit.logits must be one of {', '.join(LOGITS)}, not {self.logits!r}")
-        if not 0 <= self.hard_share <= 1:
-            raise ValueError(f"fit.hard_share must be in [0, 1], not {self.hard_share}")
+        if self.initial not in ("normal", "null_text"):
+            raise ValueError(f"fit.initial must be normal or null_text, not {self.initial!r}")
+        shares = (self.edited_share, self.mined_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(f"fit.edited_share and fit.mined_share must be shares of one whole, not {shares}")
+        if not 0 <= self.timestep_range[0] < self.timestep_range[1] <= 1000:
+            raise ValueError(f"fit.timestep_range must lie in [0, 1000], low before high, not {self.timestep_range}")
         for name in ("num_steps", "batch_size", "num_negatives", "checkpoint_steps", "max_pairs_in_memory"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")

@@ -37,6 +37,7 @@ class TrainingSet:
         table = pq.read_table(negatives_file)
         self.latents = latents
         self.captions: list[list[str]] = table["captions"].to_pylist()
+        self.edits: list[list[list[str]]] = table["edits"].to_pylist()
         self.negatives: list[list[str]] = table["negatives"].to_pylist()
         self.all_captions = sorted({caption for own in self.captions for caption in own})
         if any(len(set(own)) == len(self.all_captions) for own in self.captions):
@@ -65,15 +66,21 @@ class TrainingSet:
         return np.array([orders[position // size][position % size] for position in positions])
 
     def _candidates_of(self, row: int, config: FitConfig, rng: np.random.Generator) -> list[str]:
-        own, mined = self.captions[row], self.negatives[row]
-        num_hard = min(len(mined), round(config.num_negatives * config.hard_share))
-        hard = [mined[i] for i in rng.permutation(len(mined))[:num_hard]]
-        taken = [own[int(rng.integers(len(own)))], *hard]
+        own = self.captions[row]
+        index = int(rng.integers(len(own)))
+        edited = _some(self.edits[row][index], config.num_negatives * config.edited_share, rng)
+        mined = _some(self.negatives[row], config.num_negatives * config.mined_share, rng)
+        taken = [own[index], *edited, *mined]
         while len(taken) < 1 + config.num_negatives:
             caption = self.all_captions[int(rng.integers(len(self.all_captions)))]
             if caption not in own:
                 taken.append(caption)
         return taken
+
+
+def _some(captions: list[str], count: float, rng: np.random.Generator) -> list[str]:
+    """As many as there are of `count`, drawn without replacement."""
+    return [captions[i] for i in rng.permutation(len(captions))[: round(count)]]
 
 
 def to_pixels(image: Image.Image, resolution: int) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from softrepa_pipeline.backbones import Backbone, inject
 from softrepa_pipeline.objectives import LOGITS, RowLoss, denoising_errors, softrepa_loss
 from softrepa_pipeline.randomness import torch_generator
-from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
+from softrepa_pipeline.soft_tokens import SoftTokens
 from softrepa_pipeline.training.calibration import (
     NUM_CALIBRATION_BUCKETS,
     NUM_TIMESTEPS,
@@ -27,6 +27,7 @@ from softrepa_pipeline.training.calibration import (
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from softrepa_pipeline.training.config import FitConfig
 from softrepa_pipeline.training.data import Candidates, TrainingSet
+from softrepa_pipeline.training.initial import initial_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ def fit(backbone: Backbone, data: TrainingSet, config: FitConfig, folder: Path, 
         ValueError: the newest checkpoint is damaged, or the loss is not finite.
     """
     sites = backbone.sites(config.layers)
-    shape = SoftTokensConfig(len(config.layers), config.num_tokens, sites.width, config.num_buckets)
-    tokens = SoftTokens(shape, torch_generator(config.seed, "tokens"))
+    tokens = initial_tokens(backbone, sites, config, data.latents.shape[1:])
     optimizer = torch.optim.AdamW(tokens.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     progress = load_checkpoint(folder, tokens, optimizer)
     tokens.to(backbone.device)
@@ -125,8 +125,10 @@ def _draw(data: TrainingSet, config: FitConfig, candidates: Candidates, progress
     latents = data.latents[candidates.rows]
     noise = torch.randn(latents.shape, generator=torch_generator(config.seed, "noise", progress.step))
     share = torch.rand(len(latents), generator=torch_generator(config.seed, "timestep", progress.step))
-    bucket = (share * NUM_CALIBRATION_BUCKETS).long()
-    return _Draws(latents, noise.to(latents), share * NUM_TIMESTEPS, progress.temperatures[bucket])
+    low, high = config.timestep_range
+    timestep = low + share * (high - low)
+    bucket = (timestep * NUM_CALIBRATION_BUCKETS / NUM_TIMESTEPS).long().clamp(max=NUM_CALIBRATION_BUCKETS - 1)
+    return _Draws(latents, noise.to(latents), timestep, progress.temperatures[bucket])
 
 
 def _row_loss(

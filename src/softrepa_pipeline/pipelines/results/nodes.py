@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ def measure_results(
     summary = summarise(read_prompts(folder, "test", config.prompts_per_task), base, soft)
     summary |= {"family": model["family"], "objective": "softrepa", "seconds": time.perf_counter() - started}
     logger.info("full evaluation, %d unseen prompts\n\n%s\n", summary["num_prompts"], format_table(summary))
-    page = results_page(summary, parameters["training_seeds"], fit, platform.machine())
+    page = results_page(summary, parameters["training_seeds"], fit, f"{os.cpu_count()} {platform.machine()} cores")
     Path(folders["results_page"]).write_text(page)
     tracking.log_artifact(Path(folders["results_page"]), "results")
     return summary
