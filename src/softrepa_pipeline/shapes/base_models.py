@@ -38,8 +38,8 @@ from softrepa_pipeline.shapes.tiny_models import (
 class PretrainConfig:
     """How the embedded models are trained.
 
-    Of the denoiser's captions that do not come from annotators a `fault_share` is wrong or incomplete, as captions from
-    the web are; the autoencoder and CLIP see clean data. Each of `num_processes` draws its own `pool_images` and sees
+    Of the denoiser's captions that can claim too much a `fault_share` does (`captions.neglect`), as captions from the
+    web do; the autoencoder and CLIP see clean data. Each of `num_processes` draws its own `pool_images` and sees
     `denoiser.images` of them. With `start_from`, an SD3-shaped folder, only its denoiser and text encoders go on.
     """
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
-from softrepa_pipeline.shapes.claims import OPPOSITES, TASKS, Claim, ObjectClaim, is_true, mirrored
+from softrepa_pipeline.shapes.claims import TASKS, Claim, ObjectClaim, is_true, mirrored
 from softrepa_pipeline.shapes.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene, Split, place, split_of
-
-_Value = TypeVar("_Value")
 
 COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 SYNONYMS = {"circle": ("circle", "disc"), "square": ("square", "box"), "triangle": ("triangle",)}
@@ -23,8 +20,6 @@ RELATION_WORDS = {
     "below": ("below", "under"),
 }
 OPENINGS = ("", "", "a photo of", "a picture of", "there is")
-FULL_STOP = "."
-ANNOTATED_SHARE = 0.2
 PLURAL = {"disc": "discs", "circle": "circles", "box": "boxes", "square": "squares", "triangle": "triangles"}
 
 # Counting and position are learned last, so they get the larger share.
@@ -130,60 +125,47 @@ def word(claim: Claim, rng: np.random.Generator) -> str:
     return f"{opening} {body}".strip()
 
 
-def corrupt(claim: Claim, rng: np.random.Generator) -> Claim:
-    """Make the mistake that captions of its kind make most: one relation, count, attribution, colour or shape.
+def neglect(claim: Claim, rng: np.random.Generator) -> Claim:
+    """What a picture shows whose caption claims too much: an object fewer, or both objects in one colour.
 
-    Mistakes are systematic, or guidance alone would average them out: a relation is told from the wrong side, two
-    objects' colours are swapped, and a count, colour or shape is taken for the next one in its list.
+    These are the known failures of text-to-image models: neglected objects, too few of them, leaking attributes. Claims
+    about one object, and positions, are returned as they are.
     """
-    if claim.relation:
-        return replace(claim, relation=OPPOSITES[claim.relation])
     if claim.count:
-        return replace(claim, count=_next(claim.count, list(COUNT_WORDS)))
-    first, *others = claim.objects
-    if others and first.color and others[0].color:
-        swapped = (replace(first, color=others[0].color), replace(others[0], color=first.color))
-        return replace(claim, objects=swapped)
-    if others:
-        return Claim("single_object", (claim.objects[int(rng.integers(2))],), background=claim.background)
-    if first.color:
-        return replace(claim, objects=(replace(first, color=_next(first.color, list(COLORS))),))
-    return replace(claim, objects=(replace(first, shape=_next(first.shape, list(SHAPES))),))
-
-
-def _next(value: _Value, values: list[_Value]) -> _Value:
-    return values[(values.index(value) + 1) % len(values)]
+        fewer = claim.count - 1
+        task = "counting" if fewer > 1 else "colors" if claim.objects[0].color else "single_object"
+        return replace(claim, task=task, count=fewer if fewer > 1 else None)
+    if claim.task == "two_object":
+        return replace(claim, task="single_object", objects=(claim.objects[int(rng.integers(2))],))
+    if claim.task == "color_attribution":
+        first, second = claim.objects if rng.random() < 0.5 else claim.objects[::-1]
+        return replace(claim, objects=(first, replace(second, color=first.color)))
+    return claim
 
 
 def draw_captioned(
     split: Split, fault_share: float, rng: np.random.Generator, task: str | None = None
 ) -> CaptionedScene:
-    """Draw a scene of a split with a caption.
+    """Draw a scene of a split with a caption; of the claims that can be neglected a `fault_share` is, as on the web.
 
-    With a `fault_share` the captions are those of the web: a fifth come from annotators, who make no mistakes and end
-    with a full stop; of the others that share is wrong or incomplete. Both the combination of kinds that the scene
-    shows and the claim that its caption makes belong to the split, so what is held out never appears in training,
-    neither drawn nor named. Faulty captions keep to the split as well.
+    Both the combination of kinds that the scene shows and the claim that its caption makes belong to the split, so what
+    is held out never appears in training, neither drawn nor named. That goes for faulty captions too.
     """
     tasks, weights = list(TASK_WEIGHTS), list(TASK_WEIGHTS.values())
     drawn_task = task or tasks[int(rng.choice(len(tasks), p=weights))]
-    is_annotated = fault_share > 0 and rng.random() < ANNOTATED_SHARE
-    is_faulty = not is_annotated and rng.random() < fault_share
+    is_faulty = rng.random() < fault_share
     while True:
         claim = draw_claim(drawn_task, rng)
         if claim.split != split:
             continue
         try:
-            scene = draw_scene(claim, rng)
+            scene = draw_scene(neglect(claim, rng) if is_faulty else claim, rng)
         except ValueError:
             continue
         if split == "train" and split_of(scene.combination) != "train":
             continue
-        told = corrupt(claim, rng) if is_faulty else claim
-        if told.split != split:
-            continue
-        assert is_faulty or is_true(told, scene.things, scene.background)
-        return CaptionedScene(scene, told, word(told, rng) + FULL_STOP * is_annotated)
+        assert is_faulty or is_true(claim, scene.things, scene.background)
+        return CaptionedScene(scene, claim, word(claim, rng))
 
 
 assert set(TASK_WEIGHTS) == set(TASKS)
