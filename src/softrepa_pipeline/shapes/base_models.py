@@ -152,6 +152,7 @@ def _encoded_pool(
     if not path.is_file():
         pool = draw_pool(config.pool_images, config.fault_share, seed)
         latents = encode(pipeline.vae, pool.images).half()
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file({"latents": latents, "tokens": tokenize(pipeline.tokenizer, pool.captions)}, partial)
         partial.replace(path)
