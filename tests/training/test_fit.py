@@ -129,6 +129,13 @@ def test_candidates_are_a_function_of_seed_and_step_and_never_repeat_the_own_cap
     assert [sorted(seen[epoch * 5 : epoch * 5 + 5]) for epoch in range(8)] == [[0, 1, 2, 3, 4]] * 8
 
 
+def test_learning_rate_warms_up_and_decays_to_zero() -> None:
+    config = replace(CONFIG, num_steps=100, learning_rate=1.0, warmup_steps=10, decay_share=0.5)
+    rates = [config.learning_rate_at(step) for step in (0, 9, 50, 75, 99)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
+    assert replace(config, decay_share=0.0).learning_rate_at(99) == 1.0
+
+
 def test_structured_negatives_contradict_the_caption_that_was_drawn(data: TrainingSet) -> None:
     config = replace(CONFIG, edited_share=1.0, mined_share=0.0, num_negatives=1)
     edits_of = {"a red circle": {"a blue circle"}, "two blue squares": {"three blue squares", "two red squares"}}

@@ -16,7 +16,8 @@ class FitConfig:
     these negatives `edited_share` are structured (the caption with a contradiction in it) and `mined_share` mined, as
     far as there are any, the others drawn from the whole data set. Timesteps are uniform in `timestep_range`.
     `logits` is `constant` (the paper's form with `temperature` as τ) or `calibrated` (τ(t) is `temperature` times the
-    base model's own error gap between captions at t). `denoising_weight` is λ.
+    base model's own error gap between captions at t). `denoising_weight` is λ. The learning rate falls to zero over the
+    last `decay_share` of the steps.
     """
 
     layers: tuple[int, ...]
@@ -41,12 +42,15 @@ class FitConfig:
     resolution: int = 512
     timestep_range: tuple[float, float] = (0.0, 1000.0)
     initial: str = "normal"
+    decay_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.logits not in LOGITS:
             raise ValueError(f"fit.logits must be one of {', '.join(LOGITS)}, not {self.logits!r}")
         if self.initial not in ("normal", "null_text"):
             raise ValueError(f"fit.initial must be normal or null_text, not {self.initial!r}")
+        if not 0 <= self.decay_share <= 1:
+            raise ValueError(f"fit.decay_share must be in [0, 1], not {self.decay_share}")
         shares = (self.edited_share, self.mined_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(f"fit.edited_share and fit.mined_share must be shares of one whole, not {shares}")
@@ -55,3 +59,9 @@ class FitConfig:
         for name in ("num_steps", "batch_size", "num_negatives", "checkpoint_steps", "max_pairs_in_memory"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then constant, then a linear decay to zero."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        remaining = (self.num_steps - step) / self.num_steps
+        return self.learning_rate * warm * min(1.0, remaining / self.decay_share if self.decay_share else 1.0)

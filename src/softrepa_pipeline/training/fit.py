@@ -98,7 +98,7 @@ def train_step(
         (loss.loss.sum() / config.batch_size).backward()
         parts.append((errors.detach(), loss))
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * min(1.0, (progress.step + 1) / max(1, config.warmup_steps))
+        group["lr"] = config.learning_rate_at(progress.step)
     norm = torch.nn.utils.clip_grad_norm_(tokens.parameters(), config.max_gradient_norm)
     if not torch.isfinite(norm):
         raise ValueError(
