@@ -174,4 +174,6 @@ def write_sd3_folder(
         text_encoder_3=None,
         tokenizer_3=None,
     )
+    for component in (pipeline.transformer, pipeline.vae):
+        component.register_to_config(_name_or_path="")  # else the folder that it came from
     pipeline.to(torch.float16).save_pretrained(folder)
