@@ -32,7 +32,8 @@ test-slow: .venv/.ok  ## the long fault and soak suites
 	$(BIN)/pytest -m "slow and not gpu"
 
 ui: .venv/.ok  ## MLflow on http://127.0.0.1:$(PORT)
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) --workers 1
+	@echo "runs: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) --workers 1
 
 results: .venv/.ok  ## the full evaluation, into docs/results.md
 	$(BIN)/kedro run --pipelines results

@@ -22,6 +22,9 @@ def prepare() -> None:
     for variable in _NO_TELEMETRY:
         os.environ.setdefault(variable, "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else one line per image processor without torchvision
+    # Diffusers warns at every call of the padding that it cuts from captions of full length; a level that is set before
+    # it is imported does not hold.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     # MLflow resets the filters of `warnings`, so these are dropped where they would be shown.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addFilter(_is_not_noise)
