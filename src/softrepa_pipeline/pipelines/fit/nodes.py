@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from softrepa_pipeline import tracking
@@ -20,6 +21,7 @@ from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet,
 _CODE = ("training", "backbones", "objectives", "soft_tokens", "randomness")
 _METRIC_STEPS = 5
 _NUM_SAMPLES = 8
+_GRID_COLUMNS = 4
 
 
 def fit_tokens(
@@ -114,10 +116,15 @@ class _Tracked:
 
     def milestone(self, step: int, tokens: SoftTokens) -> None:
         images = draw(self.backbone, self.prompts, self.sampling, self.guidance, f"samples at step {step}")[:, 0]
-        grid = Image.new("RGB", (images.shape[2] * len(images), images.shape[1]))
-        for column, image in enumerate(images):
-            grid.paste(Image.fromarray(image), (column * images.shape[2], 0))
-        scale = max(1, 128 // images.shape[1])
-        self.run.log_image(
-            grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST), "samples", step
-        )
+        self.run.log_image(_grid(images), "samples", step)
+
+
+def _grid(images: np.ndarray) -> Image.Image:
+    """Images (count, height, width, 3) side by side in rows of four, small ones enlarged."""
+    height, width = images.shape[1:3]
+    grid = Image.new("RGB", (min(_GRID_COLUMNS, len(images)) * width, -(-len(images) // _GRID_COLUMNS) * height))
+    for index, image in enumerate(images):
+        row, column = divmod(index, _GRID_COLUMNS)
+        grid.paste(Image.fromarray(image), (column * width, row * height))
+    scale = max(1, 128 // height)
+    return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
