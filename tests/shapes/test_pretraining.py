@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.shapes import pretraining
+from softrepa_pipeline.shapes.base_models import PretrainConfig, pretrain
 from softrepa_pipeline.shapes.pretraining import LoopSettings, train_sd3
 from softrepa_pipeline.shapes.tiny_models import build_sd3_transformer, build_text_encoder, build_tokenizer
 
@@ -59,3 +62,25 @@ def test_the_vocabulary_is_the_same_whenever_it_is_built() -> None:
     states = [build_tokenizer(CAPTIONS).backend_tokenizer.to_str() for _ in range(4)]
     assert len(set(states)) == 1
     assert [len(ids) for ids in build_tokenizer(CAPTIONS)(["red square", "green triangle"]).input_ids] == [4, 4]
+
+
+def test_from_nothing_to_folders_that_load_and_on_from_there(tmp_path: Path) -> None:
+    loop = LoopSettings(images=8, batch_size=4, learning_rate=1e-3)
+    config = PretrainConfig(
+        pool_images=16,
+        fault_share=0.5,
+        autoencoder_pool_images=16,
+        clip_pool_images=32,
+        autoencoder=loop,
+        clip=loop,
+        denoiser=loop,
+        num_processes=2,
+    )
+    made = pretrain(config, tmp_path / "work", tmp_path / "made")
+    assert len(ClipEncoder(made["clip"]).captions(["a red circle"])) == 1
+    first = load_backbone(ModelConfig("sd3", made["sd3"])).denoiser.state_dict()
+    more = pretrain(replace(config, start_from=made["sd3"]), tmp_path / "more work", tmp_path / "more")
+    second = load_backbone(ModelConfig("sd3", more["sd3"])).denoiser.state_dict()
+    assert first.keys() == second.keys()
+    assert not torch.equal(first["proj_out.weight"], second["proj_out.weight"])
+    assert str(tmp_path) not in (Path(more["sd3"]) / "transformer/config.json").read_text()
