@@ -33,6 +33,12 @@ class SoftTokensConfig:
                 raise ValueError(f"{field.name} must be at least {least}, not {value}")
 
 
+def bucket_of(timestep: Float[Tensor, " batch"], num_buckets: int) -> Tensor:
+    """bin(t) = floor(t · buckets / 1000) of timesteps in [0, 1000], the last bin closed; int64 (batch,)."""
+    # Departure: the clamp is per sample; the public code moves the whole batch when one t equals 1000.
+    return (timestep * num_buckets / _NUM_TIMESTEPS).long().clamp(0, num_buckets - 1)
+
+
 class SoftTokens(nn.Module):
     """s[k, t] = base[k] + time[bin(t), k], with bin(t) = floor(t · buckets / 1000), the last bin closed.
 
@@ -57,9 +63,7 @@ class SoftTokens(nn.Module):
         tokens = self.base[:, None]  # (layers, 1, tokens, width)
         if self.time is None:
             return tokens.expand(-1, batch, -1, -1)
-        # Departure: the clamp is per sample; the public code moves the whole batch when one t equals 1000.
-        bucket = (timestep * self.config.num_buckets / _NUM_TIMESTEPS).long().clamp(0, self.config.num_buckets - 1)
-        offset = self.time[bucket].unflatten(1, (layers, self.config.width))
+        offset = self.time[bucket_of(timestep, self.config.num_buckets)].unflatten(1, (layers, self.config.width))
         return tokens + offset.transpose(0, 1)[:, :, None]
 
     @property

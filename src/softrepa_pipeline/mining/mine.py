@@ -36,7 +36,7 @@ class MineConfig:
     clip: str
     num_candidates: int = 16
     relative_margin: float = 0.3
-    search_depth: int = 256
+    search_depth: int = 4096
     device: str = "cpu"
 
     def __post_init__(self) -> None:

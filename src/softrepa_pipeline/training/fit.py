@@ -17,10 +17,9 @@ from tqdm import tqdm
 from softrepa_pipeline.backbones import Backbone, inject
 from softrepa_pipeline.objectives import LOGITS, RowLoss, denoising_errors, softrepa_loss
 from softrepa_pipeline.randomness import torch_generator
-from softrepa_pipeline.soft_tokens import SoftTokens
+from softrepa_pipeline.soft_tokens import SoftTokens, bucket_of
 from softrepa_pipeline.training.calibration import (
     NUM_CALIBRATION_BUCKETS,
-    NUM_TIMESTEPS,
     encode_candidates,
     measure_gaps,
 )
@@ -127,7 +126,7 @@ def _draw(data: TrainingSet, config: FitConfig, candidates: Candidates, progress
     share = torch.rand(len(latents), generator=torch_generator(config.seed, "timestep", progress.step))
     low, high = config.timestep_range
     timestep = low + share * (high - low)
-    bucket = (timestep * NUM_CALIBRATION_BUCKETS / NUM_TIMESTEPS).long().clamp(max=NUM_CALIBRATION_BUCKETS - 1)
+    bucket = bucket_of(timestep, NUM_CALIBRATION_BUCKETS)
     return _Draws(latents, noise.to(latents), timestep, progress.temperatures[bucket])
 
 

@@ -40,9 +40,10 @@ def _null_text_states(backbone: Backbone, sites: Sites, latent_shape: torch.Size
         sites.blocks[index].register_forward_pre_hook(_remember(seen, sites), with_kwargs=True)
         for index in sites.chosen
     ]
-    noise = torch.randn((1, *latent_shape), generator=torch_generator(0, "null text")).to(backbone.device)
+    prompt = backbone.encode_prompts([""])
+    noise = torch.randn((1, *latent_shape), generator=torch_generator(0, "null text")).to(prompt.states)
     timestep = torch.full((1,), _TIMESTEP, device=backbone.device)
-    backbone.predict(backbone.noise(torch.zeros_like(noise), noise, timestep), backbone.encode_prompts([""]))
+    backbone.predict(backbone.noise(torch.zeros_like(noise), noise, timestep), prompt)
     for handle in handles:
         handle.remove()
     return torch.cat(seen)

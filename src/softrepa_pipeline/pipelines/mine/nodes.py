@@ -19,7 +19,7 @@ def mine_negatives(
     """Embed images and captions with CLIP and choose hard negatives for every image."""
     config = build(MineConfig, {"clip": clip["model"], "device": clip["device"], **parameters}, "mine")
     inputs = {"pairs": pairs["digest"], "clip": source_digest(config.clip)}
-    stage = Stage("mine", Path(folder), inputs, config, ("mining",))
+    stage = Stage("mine", Path(folder), inputs, config, ("mining", "randomness"))
     result = run_stage(stage, lambda: mine(config, _captioned(pairs), pairs["num_images"], Path(folder)), force)
     counts = result["negatives_per_image"]
     tracking.log_metrics({"mine/negatives_per_image": counts["mean"], "mine/similarity": result["mean_similarity"]})
