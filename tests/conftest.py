@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random SD3 and a small rendered world."""
+"""Shared fixtures: tiny random models of every family and a small rendered world."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
-from softrepa_pipeline.shapes.base_models import write_sd3_folder
+from softrepa_pipeline.shapes.base_models import write_folder
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
 from softrepa_pipeline.shapes.tiny_models import (
     build_autoencoder,
+    build_clip,
     build_sd3_transformer,
+    build_sd15_unet,
+    build_sdxl_unet,
     build_text_encoder,
     build_tokenizer,
+    text_tower,
 )
 
 
@@ -23,30 +28,55 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SD3-shaped diffusers folder with random weights."""
+def _random_modules(family: str) -> tuple[nn.ModuleDict, object]:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["a red circle", "two blue squares left of a green triangle"])
-    modules = torch.nn.ModuleDict(
-        {
-            "transformer": build_sd3_transformer(),
-            "text_encoder": build_text_encoder(tokenizer),
-            "text_encoder_2": build_text_encoder(tokenizer),
-        }
-    )
+    first, second = build_text_encoder(tokenizer), build_text_encoder(tokenizer)
+    if family == "sd15":
+        return nn.ModuleDict({"unet": build_sd15_unet(), "text_encoder": text_tower(build_clip(tokenizer))}), tokenizer
+    if family == "sdxl":
+        encoders = {"text_encoder": text_tower(first), "text_encoder_2": second}
+        return nn.ModuleDict({"unet": build_sdxl_unet(), **encoders}), tokenizer
+    transformer = build_sd3_transformer()
     # A fresh MMDiT's last layer is zero: without noise in the weights nothing would depend on the text.
     with torch.no_grad():
-        for parameter in modules["transformer"].parameters():
+        for parameter in transformer.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    folder = tmp_path_factory.mktemp("models") / "sd3"
-    write_sd3_folder(modules, build_autoencoder(), tokenizer, folder)
-    return folder
+    return nn.ModuleDict({"transformer": transformer, "text_encoder": first, "text_encoder_2": second}), tokenizer
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A diffusers folder with random weights for each family."""
+    folders = {}
+    for family in ("sd15", "sdxl", "sd3"):
+        modules, tokenizer = _random_modules(family)
+        autoencoder = build_autoencoder()
+        if family != "sd3":
+            autoencoder.register_to_config(shift_factor=None)
+        folders[family] = tmp_path_factory.mktemp("models") / family
+        write_folder(family, modules, autoencoder, tokenizer, folders[family])  # type: ignore[arg-type]
+    return folders
+
+
+def load(folder: Path, family: str) -> Backbone:
+    return load_backbone(ModelConfig(family, str(folder), max_sequence_length=0))
+
+
+@pytest.fixture
+def sd3_folder(model_folders: dict[str, Path]) -> Path:
+    return model_folders["sd3"]
 
 
 @pytest.fixture
 def sd3(sd3_folder: Path) -> Backbone:
-    return load_backbone(ModelConfig("sd3", str(sd3_folder)))
+    return load(sd3_folder, "sd3")
+
+
+@pytest.fixture(params=["sd15", "sdxl", "sd3"])
+def backbone(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -> Backbone:
+    """A tiny random model of each family in turn."""
+    return load(model_folders[request.param], request.param)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ SMALL = ",".join(
         "sampling.settings.num_inference_steps=4",
     ]
 )
-TOKENS = "data/06_models/sd3_embedded/shapes/soft_tokens.safetensors"
+TOKENS = "data/06_models/embedded_sd3/shapes/softrepa/soft_tokens.safetensors"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_default_pipeline_is_deterministic_skips_what_is_done_and_is_tracked(pro
     assert again.stderr.count("skipped, nothing it depends on has changed") == 4
     tokens = (project / TOKENS).read_bytes()
     shutil.rmtree(project / "data/08_reporting")
-    for folder in ("02_intermediate", "03_primary", "05_model_input", "06_models/sd3_embedded"):
+    for folder in ("02_intermediate", "03_primary", "05_model_input", "06_models/embedded_sd3"):
         shutil.rmtree(project / "data" / folder)
     kedro_run(project, "--params", SMALL)
     assert evaluation(project) == summary
@@ -110,7 +110,7 @@ def test_killed_during_fit_goes_on_and_ends_with_the_same_tokens(project: Path, 
     longer = SMALL.replace("fit.num_steps=8", "fit.num_steps=30")
     kedro_run(project, "--pipeline", "train", "--params", longer)
     whole = load_soft_tokens(project / TOKENS)[0]
-    shutil.rmtree(project / "data/06_models/sd3_embedded")
+    shutil.rmtree(project / "data/06_models/embedded_sd3")
     for kill in range(num_kills):
         killed_run = _kill_during_fit(project, longer, after_step=4 * (kill + 1))
     done = kedro_run(project, "--pipeline", "train", "--params", longer)
@@ -128,7 +128,7 @@ def test_killed_during_fit_goes_on_and_ends_with_the_same_tokens(project: Path, 
 def _kill_during_fit(project: Path, params: str, after_step: int) -> str:
     """kill -9 once the checkpoint of a step is there; returns the id of the nested run that was cut off."""
     process = subprocess.Popen([KEDRO, "run", "--pipeline", "train", "--params", params], cwd=project, env=ENVIRONMENT)
-    checkpoints = project / "data/06_models/sd3_embedded/shapes/runs"
+    checkpoints = project / "data/06_models/embedded_sd3/shapes/softrepa/runs"
     deadline = time.monotonic() + 300
     while not any(int(file.stem[5:]) >= after_step for file in checkpoints.glob("*/step-*.safetensors")):
         assert process.poll() is None
@@ -157,7 +157,7 @@ def test_real_photos_with_bad_files_among_them(project: Path) -> None:
     quarantined = {row["file"]: row["reason"] for row in pq.read_table(pairs / "quarantine.parquet").to_pylist()}
     assert set(quarantined) == {"truncated.jpg", "text.jpg", "bomb.png", "silent.jpg"}
     tokens, metadata_of_tokens = load_soft_tokens(
-        project / "data/06_models/sd3_embedded/coco_sample/soft_tokens.safetensors"
+        project / "data/06_models/embedded_sd3/coco_sample/softrepa/soft_tokens.safetensors"
     )
     assert metadata_of_tokens["family"] == "sd3"
     assert tokens.num_parameters < 1_000_000

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, load_soft_tokens, save_soft_tokens
 
-CONFIG = SoftTokensConfig(num_layers=3, num_tokens=4, width=8, num_buckets=100)
+CONFIG = SoftTokensConfig(layers=("0", "1", "4"), num_tokens=4, width=8, num_buckets=100)
 
 
 def test_tokens_are_base_plus_time_offset_of_the_layer() -> None:
@@ -30,7 +33,7 @@ def test_last_timestep_falls_into_last_bucket_and_moves_no_other_sample() -> Non
 
 
 def test_without_buckets_the_timestep_changes_nothing() -> None:
-    tokens = SoftTokens(SoftTokensConfig(2, 4, 8, num_buckets=0))
+    tokens = SoftTokens(SoftTokensConfig(("0", "1"), 4, 8, num_buckets=0))
     out = tokens(torch.tensor([1.0, 900.0]))
     torch.testing.assert_close(out[:, 0], out[:, 1], rtol=0, atol=0)
 
@@ -38,9 +41,9 @@ def test_without_buckets_the_timestep_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("config", "count"),
     [
-        (SoftTokensConfig(1, 4, 768, 100), 79_872),
-        (SoftTokensConfig(1, 4, 2048, 0), 8_192),
-        (SoftTokensConfig(5, 4, 1536, 100), 798_720),
+        (SoftTokensConfig(("down",), 4, 768, 100, shared=True), 79_872),
+        (SoftTokensConfig(("down", "mid"), 4, 2048, 0, shared=True), 8_192),
+        (SoftTokensConfig(("0", "1", "2", "3", "4"), 4, 1536, 100), 798_720),
     ],
 )
 def test_published_shapes_have_published_sizes(config: SoftTokensConfig, count: int) -> None:
@@ -80,5 +83,36 @@ def test_file_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("softrepa_pipeline.soft_tokens.FORMAT_VERSION", "99")
     save_soft_tokens(SoftTokens(CONFIG), tmp_path / "t.safetensors", {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="version 99; this program reads version 1"):
+    with pytest.raises(ValueError, match="version 99; this program reads 1 to 2"):
         load_soft_tokens(tmp_path / "t.safetensors")
+
+
+def test_shared_tokens_are_one_layer_for_all(tmp_path: Path) -> None:
+    tokens = SoftTokens(SoftTokensConfig(("down", "mid"), 4, 8, 10, shared=True))
+    assert tokens(torch.tensor([1.0, 900.0])).shape == (1, 2, 4, 8)
+    save_soft_tokens(tokens, tmp_path / "t.safetensors", {})
+    assert load_soft_tokens(tmp_path / "t.safetensors")[0].config == tokens.config
+
+
+def test_a_file_of_the_first_version_still_loads(tmp_path: Path) -> None:
+    """As version 1 wrote it: layers counted in the configuration and named beside it."""
+    tensors = {"base": torch.randn(2, 4, 8), "time": torch.randn(10, 16)}
+    config = {"num_layers": 2, "num_tokens": 4, "width": 8, "num_buckets": 10}
+    metadata = {"format_version": "1", "config": json.dumps(config), "layers": "[0, 3]", "family": "sd3"}
+    save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+    tokens, read = load_soft_tokens(tmp_path / "old.safetensors")
+    assert tokens.config == SoftTokensConfig(("0", "3"), 4, 8, 10)
+    assert read["family"] == "sd3"
+    assert torch.equal(tokens.base, tensors["base"])
+
+
+def test_tokens_of_another_family_and_tensors_of_another_shape_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    save_soft_tokens(SoftTokens(CONFIG), file, {"family": "sd3"})
+    with pytest.raises(ValueError, match="holds soft tokens for family sd3, not for sdxl"):
+        load_soft_tokens(file, "sdxl")
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({"base": torch.zeros(3, 5, 8), "time": torch.zeros(100, 24)}, file, metadata=metadata)
+    with pytest.raises(ValueError, match=r"\(3, 5, 8\).* but its configuration asks for .*\(3, 4, 8\)"):
+        load_soft_tokens(file)

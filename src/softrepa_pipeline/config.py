@@ -36,12 +36,21 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return typing.cast(T, cls(**arguments))
 
 
+def _convert_to_one_of(value: Any, hints: list[Any], where: str) -> Any:
+    for hint in hints[:-1]:
+        try:
+            return _convert(value, hint, where)
+        except ValueError:
+            continue
+    return _convert(value, hints[-1], where)
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(value, next(option for option in options if option is not type(None)), where)
+        return _convert_to_one_of(value, [option for option in options if option is not type(None)], where)
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be a mapping, not {value!r}")

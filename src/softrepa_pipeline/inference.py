@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from softrepa_pipeline.backbones import Backbone
+from softrepa_pipeline.backbones import Backbone, Injection, ModelConfig, inject, load_backbone
 from softrepa_pipeline.randomness import torch_generator
+from softrepa_pipeline.soft_tokens import SoftTokens, load_soft_tokens
 
 
 @dataclass(frozen=True)
@@ -23,29 +27,59 @@ class SamplingConfig:
     seed: int = 0
 
 
+def load_pipeline(base: str | Path, tokens: str | Path, strength: float = 1.0, **options: Any) -> DiffusionPipeline:
+    """A stock diffusers pipeline of `base` with the soft tokens of a file in it.
+
+    Its attribute `soft_tokens` is the handle: `pipeline.soft_tokens.strength = 0.5`, `pipeline.soft_tokens.remove()`.
+    `options` are those of `backbones.ModelConfig`: dtype, device, revision, variant, local_files_only, vae, t5.
+
+    Raises:
+        FileNotFoundError: the file or the model's folder is not there.
+        ValueError: the file is damaged, or its tokens do not fit the model.
+    """
+    loaded, metadata = load_soft_tokens(Path(tokens))
+    backbone = load_backbone(ModelConfig(metadata["family"], str(base), **options))
+    pipeline = backbone.pipeline
+    pipeline.soft_tokens = add_tokens(backbone, loaded, strength)
+    pipeline.set_progress_bar_config(disable=False)
+    return pipeline
+
+
+def add_tokens(backbone: Backbone, tokens: SoftTokens, strength: float = 1.0) -> Injection:
+    """Put soft tokens into the layers that they were trained for."""
+    return inject(backbone.denoiser, backbone.sites(tokens.config.layers), tokens.to(backbone.device), strength)
+
+
 def draw(
-    backbone: Backbone, prompts: Sequence[str], config: SamplingConfig, guidance: float, label: str = "drawing"
+    backbone: Backbone,
+    prompts: Sequence[str],
+    config: SamplingConfig,
+    guidance: float,
+    label: str = "drawing",
+    negative_prompt: str | None = None,
 ) -> np.ndarray:
     """Draw images (prompts, seeds, height, width, 3), uint8, at one classifier-free guidance scale.
 
     Each image's noise is a function of (seed, prompt, index) alone, so that two models get the same noise.
     """
     work = [(prompt, index) for prompt in prompts for index in range(config.seeds_per_prompt)]
+    options = {"guidance_scale": guidance, "num_inference_steps": config.num_inference_steps, **backbone.call_options}
     images = []
     for start in tqdm(range(0, len(work), config.batch_size), desc=label, mininterval=2, leave=False):
-        images.append(_draw_batch(backbone, work[start : start + config.batch_size], config, guidance))
+        batch = work[start : start + config.batch_size]
+        if negative_prompt is not None:
+            options["negative_prompt"] = [negative_prompt] * len(batch)
+        images.append(_draw_batch(backbone, batch, config.seed, options))
     drawn = np.concatenate(images)
     return drawn.reshape(len(prompts), config.seeds_per_prompt, *drawn.shape[1:])
 
 
 @torch.no_grad()
-def _draw_batch(backbone: Backbone, work: list[tuple[str, int]], config: SamplingConfig, guidance: float) -> np.ndarray:
+def _draw_batch(backbone: Backbone, work: list[tuple[str, int]], seed: int, options: dict[str, Any]) -> np.ndarray:
     output = backbone.pipeline(
         prompt=[prompt for prompt, _ in work],
-        guidance_scale=guidance,
-        num_inference_steps=config.num_inference_steps,
-        generator=[torch_generator(config.seed, f"image {prompt}", index) for prompt, index in work],
+        generator=[torch_generator(seed, f"image {prompt}", index) for prompt, index in work],
         output_type="np",
-        **backbone.call_options,
+        **options,
     )
     return np.rint(output.images * 255).astype(np.uint8)

@@ -1,18 +1,23 @@
-"""Objectives on the matrix of denoising errors, one row an image, one column a candidate caption (method.md §1)."""
+"""Objectives on images and candidate captions (docs/method.md): SoftREPA, AGSM, and denoising alone as the control.
+
+Rows are images, columns candidate captions. Every function is pure; losses are one value an image, so that rows can be
+evaluated in any number of parts.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Loss of each image (images,), and whether its own caption has the lowest error (images,)."""
+    """Loss of each image (images,), its contrastive part, and whether its own caption has the lowest error."""
 
     loss: Float[Tensor, " images"]
     contrastive: Float[Tensor, " images"]
@@ -23,51 +28,101 @@ def denoising_errors(
     prediction: Float[Tensor, "pairs channels height width"],
     target: Float[Tensor, "pairs channels height width"],
 ) -> Float[Tensor, " pairs"]:
-    """err[i, j] = mean_chw (v_θ(x_t^i, t, y^j, s) − target^i)², in fp32."""
+    """err[i, j] = mean_chw (v_θ(x_t^i, t, y^j, s) − target^i)², in fp32 (SoftREPA, arXiv 2503.08250)."""
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
-def paper_logits(
+def exponential_logits(
     errors: Float[Tensor, "images captions"], scale: float, temperature: Tensor
 ) -> Float[Tensor, "images captions"]:
     """logit[i, j] = scale · exp(−err[i, j] / τ), bounded by (0, scale]; τ is a number or one per image (images, 1)."""
     return scale * torch.exp(-errors / temperature)
 
 
-def calibrated_logits(
+def relative_logits(
     errors: Float[Tensor, "images captions"], scale: float, temperature: Tensor
 ) -> Float[Tensor, "images captions"]:
-    """logit[i, j] = scale · exp(−(err[i, j] − min_j err[i, j]) / τ(t)), with the row's minimum as a constant.
+    """logit[i, j] = scale · exp(−(err[i, j] − min_j err[i, j]) / τ), with the row's minimum as a constant.
 
-    Departure: the paper's form has no reference error, so a τ(t) as small as the model's error gaps between captions
+    Departure: the paper's form has no reference error, so a τ as small as the model's error gaps between captions
     (10⁻³) would drive every logit to zero; measured from the row's best caption it stays in (0, scale].
     """
     reference = errors.detach().min(dim=1, keepdim=True).values
     return scale * torch.exp(-(errors - reference) / temperature)
 
 
-LOGITS = {"constant": paper_logits, "calibrated": calibrated_logits}
+def raw_logits(
+    errors: Float[Tensor, "images captions"], scale: float, temperature: Tensor
+) -> Float[Tensor, "images captions"]:
+    """logit[i, j] = −scale · err[i, j] / τ: the paper's ablation, without bound."""
+    return -scale * errors / temperature
+
+
+LOGITS = {"exponential": exponential_logits, "relative": relative_logits, "raw": raw_logits}
 
 
 def softrepa_loss(
     errors: Float[Tensor, "images captions"],
     logits: Float[Tensor, "images captions"],
+    own: Int[Tensor, " images"],
     denoising_weight: Tensor | float,
-    is_negative: Tensor | None = None,
+    is_candidate: Bool[Tensor, "images captions"] | None = None,
+    symmetric: bool = False,
 ) -> RowLoss:
-    """L_i = CE(logit[i, :], 0) + λ · err[i, 0]; the image's own caption stands in column 0.
+    """L_i = CE(logit[i, :], own_i) + λ · err[i, own_i] (SoftREPA's objective; λ a number or one per image).
 
-    `is_negative` (images, captions) leaves out columns other than the first where it is False: captions that are true
-    of the image as well.
+    `own` is the column of each image's own caption; columns where `is_candidate` is False do not compete, such as
+    captions that are true of the image as well. `symmetric` averages the cross-entropy over rows with the one over
+    columns, caption against images, as CLIP does; the matrix must then be square with `own` on its diagonal.
     """
-    if is_negative is not None:
-        keep = is_negative.clone()
-        keep[:, 0] = True
+    if is_candidate is not None:
+        keep = is_candidate | F.one_hot(own, errors.shape[1]).bool()
         logits = logits.masked_fill(~keep, -torch.inf)
         competing = errors.masked_fill(~keep, torch.inf)
     else:
         competing = errors
-    own = torch.zeros(len(errors), dtype=torch.long, device=errors.device)
     contrastive = F.cross_entropy(logits, own, reduction="none")
-    retrieved = (competing.argmin(dim=1) == 0).float()
-    return RowLoss(contrastive + denoising_weight * errors[:, 0], contrastive.detach(), retrieved)
+    if symmetric:
+        contrastive = (contrastive + F.cross_entropy(logits.T, own, reduction="none")) / 2
+    positive = errors.gather(1, own[:, None]).squeeze(1)
+    is_retrieved = (competing.argmin(dim=1) == own).float()
+    return RowLoss(contrastive + denoising_weight * positive, contrastive.detach(), is_retrieved)
+
+
+def mutual_information_bound(contrastive: float, num_candidates: int) -> float:
+    """I(image; text) ≥ log K − L in nats, for K candidates and the contrastive loss L (InfoNCE, arXiv 1807.03748)."""
+    return math.log(num_candidates) - contrastive
+
+
+def plackett_luce_weights(
+    errors: Float[Tensor, "images captions"], temperature: float
+) -> Float[Tensor, "images captions"]:
+    """w[i, :] = softmax_j(−err[i, j] / 0.1) of the averaged model's errors (AGSM, arXiv 2605.30038)."""
+    return torch.softmax(-errors / temperature, dim=1)
+
+
+def agsm_targets(
+    predictions: Float[Tensor, "images captions channels height width"],
+    target: Float[Tensor, "images channels height width"],
+    positive_shift: float,
+    negative_shift: float,
+    temperature: float,
+) -> Float[Tensor, "images captions channels height width"]:
+    """target + γ⁺ Δ[i, 0] for the own caption in column 0, target − γ⁻ Δ[i, j] for the others (AGSM).
+
+    Δ[i, j] = v̂[i, j] − Σ_k w[i, k] v̂[i, k], with `predictions` v̂ of the averaged tokens; no gradient passes.
+    """
+    predictions, target = predictions.detach().float(), target.float()[:, None]
+    errors = (predictions - target).square().flatten(2).mean(dim=2)
+    weights = plackett_luce_weights(errors, temperature)[:, :, None, None, None]
+    shift = predictions - (weights * predictions).sum(dim=1, keepdim=True)
+    return torch.cat([target + positive_shift * shift[:, :1], target - negative_shift * shift[:, 1:]], dim=1)
+
+
+def agsm_loss(
+    predictions: Float[Tensor, "images captions channels height width"],
+    targets: Float[Tensor, "images captions channels height width"],
+) -> Float[Tensor, " images"]:
+    """L_i = ‖v_{ψ⁺}[i, 0] − target⁺‖² + mean_{j > 0} ‖v_{ψ⁻}[i, j] − target⁻‖², norms as means over an image (AGSM)."""
+    errors = (predictions.float() - targets).square().flatten(2).mean(dim=2)
+    return errors[:, 0] + errors[:, 1:].mean(dim=1)

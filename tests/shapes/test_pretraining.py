@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.shapes import pretraining
 from softrepa_pipeline.shapes.base_models import PretrainConfig, pretrain
-from softrepa_pipeline.shapes.pretraining import LoopSettings, train_sd3
+from softrepa_pipeline.shapes.denoisers import FAMILIES, Teacher, train_denoiser
+from softrepa_pipeline.shapes.pretraining import LoopSettings
 from softrepa_pipeline.shapes.tiny_models import build_sd3_transformer, build_text_encoder, build_tokenizer
 
 SETTINGS = LoopSettings(images=16, batch_size=4, learning_rate=1e-3, checkpoint_steps=2)
@@ -25,7 +27,8 @@ def train(state_file: Path, settings: LoopSettings = SETTINGS) -> nn.ModuleDict:
     modules = nn.ModuleDict({"transformer": build_sd3_transformer(), **encoders})
     latents = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     tokens = pretraining.tokenize(tokenizer, CAPTIONS)
-    train_sd3(modules, latents, tokens, pretraining.tokenize(tokenizer, [""])[0], settings, state_file)
+    null_tokens = pretraining.tokenize(tokenizer, [""])[0]
+    train_denoiser(FAMILIES["sd3"], modules, latents, tokens, null_tokens, settings, state_file)
     return modules
 
 
@@ -67,6 +70,7 @@ def test_the_vocabulary_is_the_same_whenever_it_is_built() -> None:
 def test_from_nothing_to_folders_that_load_and_on_from_there(tmp_path: Path) -> None:
     loop = LoopSettings(images=8, batch_size=4, learning_rate=1e-3)
     config = PretrainConfig(
+        family="sd3",
         pool_images=16,
         fault_share=0.5,
         autoencoder_pool_images=16,
@@ -84,3 +88,30 @@ def test_from_nothing_to_folders_that_load_and_on_from_there(tmp_path: Path) -> 
     assert first.keys() == second.keys()
     assert not torch.equal(first["proj_out.weight"], second["proj_out.weight"])
     assert str(tmp_path) not in (Path(more["sd3"]) / "transformer/config.json").read_text()
+    for family in ("sd15", "sdxl"):
+        learns = replace(config, family=family, teacher=made["sd3"], clip_folder=made["clip"], num_processes=1)
+        taught = pretrain(learns, tmp_path / f"{family} work", tmp_path / "made")[family]
+        backbone = load_backbone(ModelConfig(family, taught))
+        # The UNets' stock pipelines ignore a shift of the latents, so there must be none.
+        assert backbone.pipeline.vae.config.shift_factor is None
+        on = replace(config, family=family, start_from=taught, num_processes=1)
+        more = pretrain(on, tmp_path / f"{family} more work", tmp_path / "more")[family]
+        weights = load_backbone(ModelConfig(family, more)).denoiser.state_dict()
+        assert not torch.equal(weights["conv_out.weight"], backbone.denoiser.state_dict()["conv_out.weight"])
+
+
+def test_a_teacher_s_expectation_is_in_the_student_s_latents() -> None:
+    """A teacher that knows (x_0, ε) must give them back, whatever the offset between the latents."""
+
+    class Knowing(nn.Module):
+        def forward(self, **_: object) -> object:
+            return SimpleNamespace(sample=noise - (clean - 0.3))
+
+    clean, noise = torch.randn(3, 16, 8, 8), torch.randn(3, 16, 8, 8)
+    tokenizer = build_tokenizer(CAPTIONS)
+    encoders = {name: build_text_encoder(tokenizer) for name in ("text_encoder", "text_encoder_2")}
+    teacher = Teacher(nn.ModuleDict({"transformer": Knowing(), **encoders}), 0.3)
+    tokens = pretraining.tokenize(tokenizer, CAPTIONS[:3])
+    expected = teacher.expect(clean, noise, torch.tensor([0.1, 0.5, 0.9]), tokens)
+    torch.testing.assert_close(expected[0], clean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(expected[1], noise, rtol=1e-4, atol=1e-5)

@@ -8,11 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from softrepa_pipeline.backbones import Backbone
+from softrepa_pipeline.backbones import Backbone, inject
+from softrepa_pipeline.inference import add_tokens
 from softrepa_pipeline.soft_tokens import SoftTokens
-from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, fit
+from softrepa_pipeline.training import PRESETS, FitConfig, Observer, Record, TrainingSet, fit, fit_config
+from softrepa_pipeline.training.calibration import encode_candidates, temperatures
+from softrepa_pipeline.training.checkpoint import Progress
+from softrepa_pipeline.training.fit import _draw
 from softrepa_pipeline.training.initial import initial_tokens
+from softrepa_pipeline.training.methods import METHODS, Rows
 
 CONFIG = FitConfig(
     layers=(0, 1),
@@ -24,14 +31,15 @@ CONFIG = FitConfig(
     edited_share=0.5,
     mined_share=0.5,
     learning_rate=1e-2,
-    weight_decay=1e-4,
-    logits="calibrated",
-    scale=4.0,
+    logits="relative",
+    calibrated=True,
     temperature=1.0,
     denoising_weight=1.0,
     seed=3,
     checkpoint_steps=2,
 )
+# The published form: the step's own captions compete, all with one timestep and one noise.
+BATCH = replace(CONFIG, candidates="batch", shared_draws=True, logits="exponential", calibrated=False, temperature=0.07)
 
 
 @pytest.fixture
@@ -70,11 +78,14 @@ def assert_equal(first: SoftTokens, second: SoftTokens) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("logits", ["calibrated", "constant"])
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, replace(BATCH, symmetric=True), replace(CONFIG, objective="agsm"), replace(CONFIG, objective="dsm")],
+    ids=["softrepa", "symmetric", "agsm", "dsm"],
+)
 def test_killed_twice_and_resumed_ends_with_the_same_tokens(
-    sd3: Backbone, data: TrainingSet, tmp_path: Path, logits: str
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, config: FitConfig
 ) -> None:
-    config = replace(CONFIG, logits=logits, temperature=0.07 if logits == "constant" else 1.0)
     whole = run(sd3, data, config, tmp_path / "whole")
     for kill_at in (3, 4):
         with pytest.raises(Killed):
@@ -88,19 +99,31 @@ def test_killed_twice_and_resumed_ends_with_the_same_tokens(
     assert curves[0] == curves[1]
 
 
-def test_micro_batches_change_nothing_but_rounding(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
-    whole = run(sd3, data, CONFIG, tmp_path / "whole")
-    small = run(sd3, data, replace(CONFIG, max_pairs_in_memory=3), tmp_path / "small")
+@pytest.mark.parametrize(
+    "config", [CONFIG, BATCH, replace(CONFIG, objective="agsm")], ids=["softrepa", "batch", "agsm"]
+)
+def test_micro_batches_change_nothing_but_rounding(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, config: FitConfig
+) -> None:
+    whole = run(sd3, data, config, tmp_path / "whole")
+    small = run(sd3, data, replace(config, max_pairs_in_memory=3), tmp_path / "small")
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(small.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_training_lowers_the_loss_and_leaves_the_base_alone(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
+def test_training_lowers_the_error_and_leaves_the_base_alone(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in sd3.denoiser.state_dict().items()}
-    losses: list[float] = []
-    observer = Observer(lambda record: losses.append(record["loss"]))
-    fit(sd3, data, replace(CONFIG, num_steps=60, checkpoint_steps=60), tmp_path, observer)
-    assert sum(losses[-15:]) < 0.95 * sum(losses[:15])
+    config = replace(CONFIG, objective="dsm", num_steps=60, learning_rate=0.03)
+    initial = initial_tokens(sd3, sd3.sites(config.layers), config, data.latents.shape[1:])
+    trained = fit(sd3, data, config, tmp_path, Observer())
+    errors = []
+    for tokens in (initial, trained):
+        noise = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad(), add_tokens(sd3, tokens):
+            noised = sd3.noise(data.latents, noise, torch.linspace(100, 900, 5))
+            prediction = sd3.predict(noised, sd3.encode_prompts([captions[0] for captions in data.captions]))
+        errors.append(F.mse_loss(prediction, noised.target).item())
+    assert errors[1] < 0.99 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in sd3.denoiser.state_dict().items())
 
 
@@ -149,23 +172,128 @@ def test_tokens_from_an_empty_caption_are_the_states_that_blocks_see(sd3: Backbo
     config = replace(CONFIG, layers=(0, 2), initial="null_text", num_buckets=0)
     tokens = initial_tokens(sd3, sites, config, data.latents.shape[1:])
     states = sd3.denoiser.context_embedder(sd3.encode_prompts([""]).states)
-    torch.testing.assert_close(tokens.base[0], states[0, :2], atol=0.2, rtol=0)
-    # The first block sees them without noise, later ones after the blocks before.
-    assert (tokens.base[1] - states[0, :2]).abs().max() > 0.2
-    random = initial_tokens(sd3, sites, replace(config, initial="normal"), data.latents.shape[1:])
-    torch.testing.assert_close(tokens.base[0] - random.base[0], states[0, :2])
+    torch.testing.assert_close(tokens.base[0], states[0, :1].expand(2, -1))
+    # The first block sees them as they are, later ones after the blocks before.
+    assert (tokens.base[1] - states[0, :1]).abs().max() > 0.2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logits": "linear"}, r"fit\.logits must be one of constant, calibrated, not 'linear'"),
+        ({"logits": "linear"}, r"fit\.logits must be one of exponential, relative, raw, not 'linear'"),
+        ({"objective": "dpo"}, r"fit\.objective must be one of softrepa, agsm, dsm, not 'dpo'"),
+        ({"symmetric": True}, r"fit\.symmetric compares images with each other: set candidates: batch"),
+        ({"temperature": (0.1, 0.0)}, r"fit\.temperature must be above 0"),
         ({"mined_share": 0.7}, r"fit\.edited_share and fit\.mined_share must be shares of one whole"),
         ({"timestep_range": (500.0, 500.0)}, r"fit\.timestep_range must lie in \[0, 1000\], low before high"),
-        ({"initial": "zeros"}, r"fit\.initial must be normal or null_text, not 'zeros'"),
+        ({"initial": "zeros"}, r"fit\.initial must be one of normal, null_text, not 'zeros'"),
         ({"batch_size": 0}, r"fit\.batch_size must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)  # type: ignore[arg-type]
+
+
+def test_the_step_s_own_captions_compete_unless_true_of_the_image(data: TrainingSet) -> None:
+    for step in range(5):
+        candidates = data.candidates(BATCH, step)
+        own = [captions[0] for captions in candidates.captions]
+        for row, captions in enumerate(candidates.captions):
+            assert captions == [own[row], *own[:row], *own[row + 1 :]]
+            belongs = data.captions[int(candidates.rows[row])]
+            assert candidates.is_candidate[row].tolist() == [True] + [
+                caption not in belongs for caption in captions[1:]
+            ]
+
+
+def test_softrepa_step_equals_the_published_code_s(backbone: Backbone, data: TrainingSet) -> None:
+    """The published training step, written out: every image with every caption, one timestep and one noise."""
+    config = replace(BATCH, layers=(0, 1) if backbone.family == "sd3" else ("down",), denoising_weight=10.0)
+    sites = backbone.sites(config.layers)
+    method = METHODS["softrepa"](initial_tokens(backbone, sites, config, data.latents.shape[1:]), config)
+    latents, noise = data.latents[:4], torch.randn(1, 16, 8, 8).expand(4, -1, -1, -1)
+    captions = ["a red circle", "two boxes", "a blue square", "a disc"]
+    timestep = torch.full((4,), 417.0)
+    with inject(backbone.denoiser, sites, method.injected):
+        errors = torch.stack(
+            [
+                torch.stack([_error(backbone, latents[i : i + 1], noise[:1], timestep[:1], text) for text in captions])
+                for i in range(4)
+            ]
+        )
+        published = F.cross_entropy(4 * torch.exp(-errors / 0.07), torch.eye(4)) + 10 * errors.diagonal().mean()
+        wanted = torch.autograd.grad(published, method.trainable)
+        own_first = [[text, *captions[:i], *captions[i + 1 :]] for i, text in enumerate(captions)]
+        noised = backbone.noise(latents, noise, timestep).repeat_interleave(4)
+        is_candidate = torch.ones(4, 4, dtype=torch.bool)
+        rows = Rows(noised, encode_candidates(backbone, own_first), torch.full((4,), 0.07), is_candidate)
+        loss = method.row_result(backbone, rows).loss.mean()
+        found = torch.autograd.grad(loss, method.trainable)
+    torch.testing.assert_close(loss, published, rtol=1e-5, atol=0)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def _error(backbone: Backbone, latent: Tensor, noise: Tensor, timestep: Tensor, caption: str) -> Tensor:
+    noised = backbone.noise(latent, noise, timestep)
+    prediction = backbone.predict(noised, backbone.encode_prompts([caption]))
+    return F.mse_loss(prediction, noised.target)
+
+
+def test_agsm_trains_two_banks_exports_the_positive_and_averages_both(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, objective="agsm")
+    sites = sd3.sites(config.layers)
+    method = METHODS["agsm"](initial_tokens(sd3, sites, config, data.latents.shape[1:]), config)
+    assert sum(parameter.numel() for parameter in method.trainable) == 2 * method.tokens.num_parameters
+    positive, negative, *averages = method.injected.banks
+    before = averages[0].base.clone()
+    with torch.no_grad():
+        positive.base.add_(1)
+    method.after_step(5)
+    torch.testing.assert_close(averages[0].base, before + 1 - 6 / 15)
+    torch.testing.assert_close(averages[1].base, negative.base)
+    trained = run(sd3, data, config, tmp_path)
+    assert isinstance(trained, SoftTokens)
+    assert not torch.equal(trained.base, before)
+
+
+def test_the_control_has_no_negatives(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
+    records: list[Record] = []
+    fit(sd3, data, replace(CONFIG, objective="dsm"), tmp_path, Observer(records.append))
+    assert "error_negative" not in records[0]
+    assert records[0]["loss"] == records[0]["error_positive"]
+
+
+def test_a_temperature_schedule_follows_the_timestep(sd3: Backbone, data: TrainingSet) -> None:
+    config = replace(CONFIG, calibrated=False, temperature=(0.1, 0.2, 0.4))
+    assert temperatures(sd3, data, config).tolist() == pytest.approx([0.1, 0.2, 0.4])
+    measured = temperatures(sd3, data, replace(CONFIG, temperature=1.0))
+    scaled = temperatures(sd3, data, replace(CONFIG, temperature=(1.0, 3.0)))
+    torch.testing.assert_close(scaled / measured, torch.tensor([1.0] * 5 + [3.0] * 5))
+
+
+def test_offset_noise_shifts_whole_channels(sd3: Backbone, data: TrainingSet) -> None:
+    candidates, progress = data.candidates(CONFIG, 0), Progress(0, torch.ones(1))
+    plain = _draw(data, CONFIG, candidates, progress).noise
+    shifted = _draw(data, replace(CONFIG, noise_offset=0.1), candidates, progress).noise
+    offset = (shifted - plain).flatten(2)
+    torch.testing.assert_close(offset, offset[:, :, :1].expand_as(offset))
+    assert 0.05 < offset[:, :, 0].std() < 0.2
+
+
+@pytest.mark.parametrize("key", PRESETS, ids=" ".join)
+def test_every_preset_can_be_changed_in_one_setting(key: tuple[str, str, str]) -> None:
+    preset, family, objective = key
+    config = fit_config(preset, family, objective, {"num_steps": 7})
+    assert config == replace(PRESETS[key].settings, num_steps=7)
+    assert config.objective == objective
+    with pytest.raises(ValueError, match=r"unknown parameter fit\.steps; did you mean"):
+        fit_config(preset, family, objective, {"steps": 7})
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no preset 'fast' .* presets: published, embedded; objectives"):
+        fit_config("fast", "sd3", "softrepa", {})

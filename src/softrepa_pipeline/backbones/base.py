@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,13 +16,13 @@ from softrepa_pipeline.backbones.injection import Sites
 
 @dataclass(frozen=True)
 class Prompt:
-    """Encoded captions: text states (captions, length, width) and pooled states (captions, width)."""
+    """Encoded captions: text states (captions, length, width); pooled (captions, width) where the family has them."""
 
     states: Tensor
-    pooled: Tensor
+    pooled: Tensor | None
 
     def __getitem__(self, rows: Tensor) -> Prompt:
-        return Prompt(self.states[rows], self.pooled[rows])
+        return Prompt(self.states[rows], None if self.pooled is None else self.pooled[rows])
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,23 @@ class Backbone(ABC):
     """A frozen diffusion model; its weights never receive a gradient.
 
     `pipeline` is the stock diffusers pipeline, `call_options` what this model always needs in a call of it.
+
+    Raises:
+        ValueError: a component that training needs is missing, or the architecture is not supported.
     """
 
-    family: str
-    pipeline: Any
-    call_options: dict[str, Any]
+    family: ClassVar[str]
+    components: ClassVar[tuple[str, ...]]
+
+    def __init__(self, pipeline: Any, call_options: dict[str, Any] | None = None) -> None:
+        self.pipeline = pipeline
+        self.call_options = call_options or {}
+        for name in self.components:
+            if getattr(pipeline, name, None) is None:
+                raise ValueError(f"this {type(pipeline).__name__} has no {name}, which family {self.family} needs")
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
 
     @property
     @abstractmethod
@@ -55,9 +68,17 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
-        """Latents as the denoiser takes them, from pixels in [−1, 1]."""
+        """Latents as the denoiser takes them, from pixels in [−1, 1]: posterior means, shifted and scaled."""
+        vae = self.pipeline.vae
+        stored = vae.dtype
+        # SDXL's own autoencoder overflows in half precision, and its config says so.
+        dtype = torch.float32 if stored == torch.float16 and vae.config.force_upcast else stored
+        latents = vae.to(dtype).encode(pixels.to(self.device, dtype)).latent_dist.mean
+        vae.to(stored)
+        shift = vae.config.shift_factor or 0.0
+        return ((latents - shift) * vae.config.scaling_factor).to(stored)
 
     @abstractmethod
     def encode_prompts(self, captions: list[str]) -> Prompt:
@@ -68,13 +89,30 @@ class Backbone(ABC):
         """Noise latents to timesteps in [0, 1000]; ε has the latents' shape."""
 
     @abstractmethod
-    def predict(self, noised: Noised, prompt: Prompt) -> Tensor:
-        """The denoiser's prediction of `noised.target`, with whatever tokens are injected."""
+    def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
+        """The denoiser's prediction of `noised.target`, with the tokens that are injected; `bank` names each pair's."""
 
     @abstractmethod
-    def sites(self, layers: tuple[int, ...]) -> Sites:
+    def sites(self, layers: Sequence[str | int]) -> Sites:
         """The blocks and, of them, those that receive tokens.
 
         Raises:
-            ValueError: a layer does not exist.
+            ValueError: a layer does not exist or is named twice.
         """
+
+
+def choose(names: Sequence[str], layers: Sequence[str | int]) -> tuple[int, ...]:
+    """Indices of the layers in `names`; a stage's name stands for all of its layers (`down` for `down.0`, `down.1` …).
+
+    Raises:
+        ValueError: a layer does not exist or is named twice.
+    """
+    chosen: list[int] = []
+    for layer in layers:
+        found = [i for i, name in enumerate(names) if str(layer) in (name, name.rpartition(".")[0])]
+        if not found:
+            raise ValueError(f"layers: there is no layer {layer}; this denoiser has {names[0]} to {names[-1]}")
+        chosen += found
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers: {list(layers)} names a layer twice")
+    return tuple(chosen)

@@ -7,6 +7,8 @@ So interleaved forwards and gradient checkpointing, which calls blocks again and
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,37 +17,62 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from softrepa_pipeline.soft_tokens import SoftTokens
+from softrepa_pipeline.soft_tokens import Tokens
 
 _KEY = "softrepa_tokens"
+_BANK = "softrepa_bank"
+_TEXT = "encoder_hidden_states"
 
 
 @dataclass(frozen=True)
 class Sites:
     """Where tokens enter: the denoiser's blocks in order, the chosen ones' indices and how they take their text.
 
-    `kwargs_name` names the dict argument that reaches every block; `positions` maps a block's arguments to their
-    place in a positional call; with `text_persists` a block returns the text stream first, and it must lose the tokens.
+    `names` are the chosen blocks' names, `kwargs_name` the dict argument that reaches every block; with
+    `text_persists` a block returns the text stream first, and it must lose the tokens again.
     """
 
     blocks: tuple[nn.Module, ...]
     chosen: tuple[int, ...]
+    names: tuple[str, ...]
     width: int
     kwargs_name: str
-    positions: dict[str, int]
     text_persists: bool
 
 
 class Injection:
-    """Handle of tokens in a denoiser; `remove()` or leaving the context restores it bit for bit."""
+    """Soft tokens in a denoiser; `remove()` or leaving the context restores it bit for bit.
 
-    def __init__(self, handles: list[RemovableHandle]) -> None:
-        self._handles = handles
+    `strength` 1 is the tokens as trained, 0 the base itself, bit-equal. In between and beyond, each chosen block's
+    output is base + strength · (with tokens − base), so chosen blocks run twice. It may be set at any time.
+    """
+
+    def __init__(self, denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float = 1.0) -> None:
+        _check(sites, tokens)
+        self._denoiser, self._sites, self._tokens = denoiser, sites, tokens
+        self._handles: list[RemovableHandle] = []
+        self.strength = strength
+
+    @property
+    def strength(self) -> float:
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"strength must be a number from 0 on, not {value}")
+        self._strength = value
+        self.remove()
+        if value:
+            self._handles = _register(self._denoiser, self._sites, self._tokens, value)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        # Compiled code is not guarded on hooks: without this it would go on as it was traced.
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
     def __enter__(self) -> Injection:
         return self
@@ -54,65 +81,101 @@ class Injection:
         self.remove()
 
 
-def inject(denoiser: nn.Module, sites: Sites, tokens: SoftTokens) -> Injection:
+def inject(denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float = 1.0) -> Injection:
     """Put soft tokens into every later forward of the denoiser until the handle is removed.
 
     Raises:
-        ValueError: the tokens' width or number of layers does not fit the sites.
+        ValueError: the tokens' width or layers do not fit the sites, or `strength` is negative.
     """
+    return Injection(denoiser, sites, tokens, strength)
+
+
+def naming_banks(bank: Tensor | None) -> dict[str, Tensor] | None:
+    """Attention kwargs of a call in which each sample names its bank of injected `TokenBanks`."""
+    return None if bank is None else {_BANK: bank}
+
+
+def argument_binder(module: nn.Module) -> Callable[[tuple, dict[str, Any]], dict[str, Any]]:
+    """A function that names a call's arguments, however they were passed."""
+    names = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    return lambda args, kwargs: {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _check(sites: Sites, tokens: Tokens) -> None:
     config = tokens.config
     if config.width != sites.width:
         raise ValueError(f"soft tokens are {config.width} wide, but this denoiser's text stream is {sites.width} wide")
-    if config.num_layers != len(sites.chosen):
+    if not config.shared and config.num_layers != len(sites.chosen):
         raise ValueError(f"soft tokens have {config.num_layers} layers, but {len(sites.chosen)} sites were chosen")
-    handles = [denoiser.register_forward_pre_hook(_make_tokens(sites, tokens), with_kwargs=True)]
-    layer_of = {block: layer for layer, block in enumerate(sites.chosen)}
+
+
+def _register(denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float) -> list[RemovableHandle]:
+    make_tokens = _make_tokens(sites, tokens, argument_binder(denoiser))
+    handles = [denoiser.register_forward_pre_hook(make_tokens, with_kwargs=True)]
+    layer_of = {block: 0 if tokens.config.shared else layer for layer, block in enumerate(sites.chosen)}
     for index, block in enumerate(sites.blocks):
         layer = layer_of.get(index)
         # A tensor, not an int: dynamo would compile every block anew for each constant.
         row = None if layer is None else torch.tensor(layer)
-        handles.append(block.register_forward_pre_hook(_prepend(sites, row), with_kwargs=True))
-        if row is not None and sites.text_persists:
-            handles.append(block.register_forward_hook(_strip(config.num_tokens)))
-    return Injection(handles)
+        prepend = _prepend(sites, row, argument_binder(block))
+        handles.append(block.register_forward_pre_hook(prepend, with_kwargs=True))
+        if row is not None:
+            finish = _finish(sites, tokens.config.num_tokens, strength)
+            handles.append(block.register_forward_hook(finish, with_kwargs=True))
+    return handles
 
 
-def _make_tokens(sites: Sites, tokens: SoftTokens) -> Callable[..., tuple[tuple, dict]]:
+def _make_tokens(sites: Sites, tokens: Tokens, bind: Callable[..., dict]) -> Callable[..., tuple[tuple, dict]]:
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        text: Tensor = kwargs["encoder_hidden_states"]
-        if not isinstance(text, Tensor) or kwargs.get("encoder_attention_mask") is not None:
-            raise ValueError(
-                "soft tokens need one text tensor without an attention mask (no IP-Adapter, no padding mask)"
-            )
-        timestep = torch.as_tensor(kwargs["timestep"], device=text.device).expand(text.shape[0])
-        states = tokens(timestep.float()).to(text.device)
-        carried = {**(kwargs.get(sites.kwargs_name) or {}), _KEY: states}
-        return args, {**kwargs, sites.kwargs_name: carried}
+        arguments = bind(args, kwargs)
+        text = _text_of(arguments)
+        if _KEY in (arguments.get(sites.kwargs_name) or {}):
+            raise ValueError("this denoiser has soft tokens already; remove them before others are injected")
+        timestep = torch.as_tensor(arguments["timestep"], device=text.device).expand(text.shape[0])
+        carried = dict(arguments.get(sites.kwargs_name) or {})
+        bank = carried.pop(_BANK, None)
+        states = tokens(timestep.float()) if bank is None else tokens(timestep.float(), bank)
+        return (), {**arguments, sites.kwargs_name: {**carried, _KEY: states.to(text.device)}}
 
     return hook
 
 
-def _prepend(sites: Sites, row: Tensor | None) -> Callable[..., tuple[tuple, dict]]:
+def _text_of(arguments: dict[str, Any]) -> Tensor:
+    text = arguments[_TEXT]
+    if not isinstance(text, Tensor):
+        raise ValueError(f"soft tokens need one text tensor, not {type(text).__name__} (IP-Adapter's image prompts)")
+    if arguments.get("encoder_attention_mask") is not None:
+        raise ValueError("soft tokens need text without an attention mask; encode captions to a fixed length")
+    return text
+
+
+def _prepend(sites: Sites, row: Tensor | None, bind: Callable[..., dict]) -> Callable[..., tuple[tuple, dict]]:
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        arguments = dict(kwargs)
-        for name, position in sites.positions.items():
-            if name not in arguments:
-                arguments[name] = args[position]
+        arguments = bind(args, kwargs)
         carried = dict(arguments[sites.kwargs_name])
         states = carried.pop(_KEY)
         arguments[sites.kwargs_name] = carried or None
         if row is not None:
-            text = arguments["encoder_hidden_states"]
+            text = _text_of(arguments)
             layer = states.index_select(0, row.to(states.device)).squeeze(0).to(text.dtype)
-            arguments["encoder_hidden_states"] = torch.cat([layer, text], dim=1)
+            arguments[_TEXT] = torch.cat([layer, text], dim=1)
         return (), arguments
 
     return hook
 
 
-def _strip(num_tokens: int) -> Callable[..., tuple]:
-    def hook(_: nn.Module, __: tuple, output: tuple[Tensor | None, Tensor]) -> tuple[Tensor | None, Tensor]:
-        text, image = output
-        return (None if text is None else text[:, num_tokens:], image)
+def _finish(sites: Sites, num_tokens: int, strength: float) -> Callable[..., Any]:
+    """After a chosen block: take the tokens out of the text it returns, and weigh its output against the base's."""
+
+    def hook(block: nn.Module, _: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if sites.text_persists:
+            text, image = output
+            output = (None if text is None else text[:, num_tokens:], image)
+        if strength == 1:
+            return output
+        base = block.forward(**{**kwargs, _TEXT: kwargs[_TEXT][:, num_tokens:]})
+        if not sites.text_persists:
+            return torch.lerp(base, output, strength)
+        return tuple(None if b is None else torch.lerp(b, o, strength) for b, o in zip(base, output, strict=True))
 
     return hook

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from softrepa_pipeline.backbones.base import Backbone
 from softrepa_pipeline.backbones.sd3 import SD3Backbone
+from softrepa_pipeline.backbones.unet import SD15Backbone, SDXLBackbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MAX_T5_LENGTH = 512
+
+BACKBONES: dict[str, tuple[type[DiffusionPipeline], type[Backbone]]] = {
+    "sd15": (StableDiffusionPipeline, SD15Backbone),
+    "sdxl": (StableDiffusionXLPipeline, SDXLBackbone),
+    "sd3": (StableDiffusion3Pipeline, SD3Backbone),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which base model: a local folder or a hub id, with the hub's revision and variant where wanted."""
+    """Which base model: a local folder or a hub id, with the hub's revision and variant where wanted.
+
+    `vae` replaces the base's autoencoder, as one that is safe in half precision for SDXL. `t5` and
+    `max_sequence_length` are SD3's: whether its third text encoder is loaded, and how many tokens that one adds to a
+    caption (77, 256 or 512; without T5 that many zeros, and 0 for a base that was trained without them).
+    """
 
     family: str
     base: str
@@ -28,17 +46,17 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None
     local_files_only: bool = False
+    vae: str | None = None
+    t5: bool = True
+    max_sequence_length: int = 256
 
     def __post_init__(self) -> None:
-        if self.family not in _BACKBONES:
-            raise ValueError(f"model.family must be one of {', '.join(_BACKBONES)}, not {self.family!r}")
+        if self.family not in BACKBONES:
+            raise ValueError(f"model.family must be one of {', '.join(BACKBONES)}, not {self.family!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-
-
-_BACKBONES: dict[str, tuple[type[DiffusionPipeline], Callable[[Any], Backbone]]] = {
-    "sd3": (StableDiffusion3Pipeline, SD3Backbone),
-}
+        if not 0 <= self.max_sequence_length <= _MAX_T5_LENGTH:
+            raise ValueError(f"model.max_sequence_length must be in [0, {_MAX_T5_LENGTH}]")
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
@@ -46,32 +64,34 @@ def load_backbone(config: ModelConfig) -> Backbone:
 
     Raises:
         FileNotFoundError: `base` looks like a folder and is not there.
-        ValueError: the folder holds another kind of pipeline.
+        ValueError: the folder holds another kind of pipeline, or one whose architecture is not supported.
     """
-    pipeline_class, backbone_class = _BACKBONES[config.family]
-    index = _model_index(config)
-    options: dict[str, Any] = {}
+    pipeline_class, backbone_class = BACKBONES[config.family]
+    index = model_index(config.base)
+    source = {"local_files_only": config.local_files_only or index is not None, "dtype": DTYPES[config.dtype]}
+    options: dict[str, Any] = {**source, "revision": config.revision, "variant": config.variant}
     if index is not None:
         found = index.get("_class_name")
         if found != pipeline_class.__name__:
             raise ValueError(f"{config.base} holds a {found}; family {config.family} needs a {pipeline_class.__name__}")
+    if config.family == "sd3" and (not config.t5 or (index or {}).get("text_encoder_3") == [None, None]):
         # A pipeline saved without T5 opens only when told again that there is none.
-        absent = [name for name, value in index.items() if name.endswith("_3") and value == [None, None]]
-        options = dict.fromkeys(absent)
-    pipeline = pipeline_class.from_pretrained(
-        config.base,
-        dtype=DTYPES[config.dtype],
-        revision=config.revision,
-        variant=config.variant,
-        local_files_only=config.local_files_only or index is not None,
-        **options,
-    )
+        options |= {"text_encoder_3": None, "tokenizer_3": None}
+    if config.vae is not None:
+        options["vae"] = AutoencoderKL.from_pretrained(config.vae, **source)
+    pipeline = pipeline_class.from_pretrained(config.base, **options)
     pipeline.set_progress_bar_config(disable=True)
-    return backbone_class(pipeline.to(config.device))
+    call_options = {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
+    return backbone_class(pipeline.to(config.device), call_options)
 
 
-def _model_index(config: ModelConfig) -> dict[str, Any] | None:
-    folder = Path(config.base)
+def model_index(base: str) -> dict[str, Any] | None:
+    """The index of a local diffusers folder; None for what can only be a hub id.
+
+    Raises:
+        FileNotFoundError: it looks like a folder and is not one that diffusers wrote.
+    """
+    folder = Path(base)
     if folder.is_dir():
         index = folder / "model_index.json"
         if not index.is_file():
@@ -79,6 +99,6 @@ def _model_index(config: ModelConfig) -> dict[str, Any] | None:
                 f"model folder {folder} has no model_index.json; point model.base at a diffusers folder"
             )
         return json.loads(index.read_text())
-    if folder.is_absolute() or config.base.startswith("."):
+    if folder.is_absolute() or base.startswith("."):
         raise FileNotFoundError(f"no model folder at {folder}; set model.base to a diffusers folder or a hub id")
     return None

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt
-from softrepa_pipeline.backbones.injection import Sites
+from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
+from softrepa_pipeline.backbones.injection import Sites, naming_banks
 
 _NUM_TIMESTEPS = 1000
-_BLOCK_ARGUMENTS = {"hidden_states": 0, "encoder_hidden_states": 1, "temb": 2, "joint_attention_kwargs": 3}
 
 
 @final
 class SD3Backbone(Backbone):
-    """SD3 medium and models of its shape, T5 optional."""
+    """SD3 and SD3.5 medium and models of their shape, T5 optional."""
 
     family = "sd3"
-
-    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
-        self.pipeline = pipeline
-        for component in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-            component.requires_grad_(False).eval()
-        # Without T5 the stock pipeline would add 256 zero tokens to every caption.
-        self.call_options = {"max_sequence_length": 256 if pipeline.text_encoder_3 is not None else 0}
+    components = ("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     @property
     def denoiser(self) -> nn.Module:
         return self.pipeline.transformer
-
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mean
-        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str]) -> Prompt:
@@ -50,20 +37,21 @@ class SD3Backbone(Backbone):
         sigma = (timestep / _NUM_TIMESTEPS).to(latents.dtype)[:, None, None, None]
         return Noised((1 - sigma) * latents + sigma * noise, noise - latents, timestep)
 
-    def predict(self, noised: Noised, prompt: Prompt) -> Tensor:
+    def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
         output = self.denoiser(
             hidden_states=noised.sample,
             timestep=noised.timestep,
             encoder_hidden_states=prompt.states,
             pooled_projections=prompt.pooled,
+            joint_attention_kwargs=naming_banks(bank),
             return_dict=False,
         )
         return output[0]
 
-    def sites(self, layers: tuple[int, ...]) -> Sites:
+    def sites(self, layers: Sequence[str | int]) -> Sites:
         blocks = tuple(self.pipeline.transformer.transformer_blocks)
-        for layer in layers:
-            if not 0 <= layer < len(blocks):
-                raise ValueError(f"layers: this SD3 has blocks 0 to {len(blocks) - 1}, so there is no layer {layer}")
+        names = [str(index) for index in range(len(blocks))]
+        chosen = choose(names, layers)
         width = self.pipeline.transformer.config.caption_projection_dim
-        return Sites(blocks, layers, width, "joint_attention_kwargs", _BLOCK_ARGUMENTS, text_persists=True)
+        chosen_names = tuple(names[index] for index in chosen)
+        return Sites(blocks, chosen, chosen_names, width, "joint_attention_kwargs", text_persists=True)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from softrepa_pipeline.backbones import Backbone, inject
+from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.evaluation.retrieval import draw_distractors, retrieval_hits
 from softrepa_pipeline.evaluation.statistics import overall, paired_intervals, task_means
-from softrepa_pipeline.inference import SamplingConfig, draw
+from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
 from softrepa_pipeline.shapes.dataset import Prompt, read_images, read_prompts
 from softrepa_pipeline.shapes.verifier import verify
 from softrepa_pipeline.soft_tokens import SoftTokens
@@ -65,7 +65,6 @@ def evaluate(
     config: EvaluationConfig,
     backbone: Backbone,
     tokens: SoftTokens,
-    layers: tuple[int, ...],
     world: Path,
     score_clip: ClipScorer,
 ) -> Evaluation:
@@ -74,7 +73,7 @@ def evaluate(
     started = time.perf_counter()
     base = measure(config, backbone, world, score_clip, "base")
     halfway = time.perf_counter()
-    with inject(backbone.denoiser, backbone.sites(layers), tokens):
+    with add_tokens(backbone, tokens):
         soft = measure(config, backbone, world, score_clip, "soft")
     seconds = {"base": halfway - started, "soft": time.perf_counter() - halfway}
     return Evaluation(prompts, base, soft, {**summarise(prompts, base, [soft]), "seconds": seconds})

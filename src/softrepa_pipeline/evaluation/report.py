@@ -28,22 +28,21 @@ def format_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(summary: dict[str, Any]) -> str:
-    """The same table in Markdown."""
-    lines = ["| task | base | soft tokens | difference [95 % interval] |", "| --- | ---: | ---: | --- |"]
-    for task in (*summary["delta"]["tasks"], "overall"):
-        row = _row(summary, task)
-        delta = "{mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**row["delta"])
-        name = f"**{row['task']}**" if task == "overall" else row["task"]
-        lines.append(f"| {name} | {row['base']:.1f} | {row['soft']:.1f} | {delta} |")
-    return "\n".join(lines)
-
-
-def results_page(summary: dict[str, Any], seeds: list[int], settings: dict[str, Any], machine: str) -> str:
-    """docs/results.md of a summary over several trainings."""
-    environment = jinja2.Environment(trim_blocks=True, autoescape=False)
+def results_page(families: list[dict[str, Any]]) -> str:
+    """docs/results.md: for each family its objectives against the base, by task."""
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string((files(__package__) / "results.md.j2").read_text("utf-8"))
-    return template.render(s=summary, seeds=seeds, settings=settings, machine=machine, table=markdown_table(summary))
+    return template.render(families=[{**family, "rows": _results_rows(family)} for family in families])
+
+
+def _results_rows(family: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a task: the base, and every objective's difference."""
+    summaries = list(family["objectives"].values())
+    rows = []
+    for task in (*summaries[0]["delta"]["tasks"], "overall"):
+        own = [_row(summary, task) for summary in summaries]
+        rows.append({"task": own[0]["task"], "base": own[0]["base"], "deltas": [row["delta"] for row in own]})
+    return rows
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from transformers import CLIPImageProcessorPil, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from softrepa_pipeline.shapes.denoisers import FAMILIES, VP_SCHEDULE, Teacher, train_denoiser
 from softrepa_pipeline.shapes.pretraining import (
     LoopSettings,
     Pool,
@@ -22,15 +29,17 @@ from softrepa_pipeline.shapes.pretraining import (
     tokenize,
     train_autoencoder,
     train_clip,
-    train_sd3,
 )
 from softrepa_pipeline.shapes.scene import IMAGE_SIZE
 from softrepa_pipeline.shapes.tiny_models import (
     build_autoencoder,
     build_clip,
     build_sd3_transformer,
+    build_sd15_unet,
+    build_sdxl_unet,
     build_text_encoder,
     build_tokenizer,
+    text_tower,
 )
 
 
@@ -40,8 +49,12 @@ class PretrainConfig:
 
     Of the denoiser's captions that can claim too much a `fault_share` does (`captions.neglect`), as captions from the
     web do; the autoencoder and CLIP see clean data. Each of `num_processes` draws its own `pool_images` and sees
-    `denoiser.images` of them. With `start_from`, an SD3-shaped folder, only its denoiser and text encoders go on.
+    `denoiser.images` of them. With `start_from`, a folder of the family, only its denoiser and text encoders go on.
+    With `teacher`, an SD3-shaped folder, a UNet learns the teacher's predictions; without `start_from` it takes the
+    teacher's autoencoder, tokenizer and, as SDXL, text encoders. SD1.5's is CLIP's text tower, from `clip_folder`.
     """
+
+    family: str
 
     pool_images: int
     fault_share: float
@@ -52,13 +65,28 @@ class PretrainConfig:
     denoiser: LoopSettings
     num_processes: int
     start_from: str | None = None
+    teacher: str | None = None
+    clip_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"pretrain.family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
+        if self.family != "sd3" and self.start_from is None and self.teacher is None:
+            raise ValueError(
+                f"pretrain.family {self.family} needs pretrain.teacher, an SD3-shaped folder, to start from"
+            )
 
 
 def pretrain(config: PretrainConfig, work: Path, output: Path) -> dict[str, Any]:
-    """Train autoencoder, CLIP and SD3-shaped denoiser, resuming in `work`; write `output/sd3` and `output/clip`."""
+    """Train a family's denoiser, an SD3 after its autoencoder and CLIP; resumes in `work`, writes `output/<family>`."""
     torch.set_num_threads(1)
+    written = {config.family: str(output / config.family)}
     if config.start_from is None:
-        _start(config, work / "start", output / "clip", work)
+        if config.family == "sd3":
+            _start_from_nothing(config, work / "start", output / "clip", work)
+            written["clip"] = str(output / "clip")
+        else:
+            _start_from_teacher(config, work / "start")
         config = replace(config, start_from=str(work / "start"))
     launch = LaunchConfig(
         min_nodes=1,
@@ -69,14 +97,14 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> dict[str, Any]
         max_restarts=0,
     )
     elastic_launch(launch, _denoiser_process)(config, str(work))
-    start = _load(config)
-    modules = _denoiser_modules(start)
+    start = _load(config.family, config.start_from)
+    modules = FAMILIES[config.family].modules(start)
     modules.load_state_dict(load_file(work / "denoiser.safetensors"))
-    write_sd3_folder(modules, start.vae, start.tokenizer, output / "sd3")
-    return {"sd3": str(output / "sd3"), "clip": str(output / "clip")}
+    write_folder(config.family, modules, start.vae, start.tokenizer, output / config.family)
+    return written
 
 
-def _start(config: PretrainConfig, folder: Path, clip_folder: Path, work: Path) -> None:
+def _start_from_nothing(config: PretrainConfig, folder: Path, clip_folder: Path, work: Path) -> None:
     """Train what the denoiser needs, and write an SD3-shaped folder whose denoiser knows nothing yet."""
     if (folder / "model_index.json").is_file():
         return
@@ -87,7 +115,24 @@ def _start(config: PretrainConfig, folder: Path, clip_folder: Path, work: Path) 
     torch.manual_seed(config.denoiser.seed)
     encoders = {name: build_text_encoder(tokenizer) for name in ("text_encoder", "text_encoder_2")}
     modules = nn.ModuleDict({"transformer": build_sd3_transformer(), **encoders})
-    write_sd3_folder(modules, autoencoder, tokenizer, folder)
+    write_folder("sd3", modules, autoencoder, tokenizer, folder)
+
+
+def _start_from_teacher(config: PretrainConfig, folder: Path) -> None:
+    """Write a folder whose UNet knows nothing yet, beside the teacher's autoencoder and text encoders."""
+    if (folder / "model_index.json").is_file():
+        return
+    teacher = _load("sd3", config.teacher)
+    torch.manual_seed(config.denoiser.seed)
+    if config.family == "sd15":
+        clip = CLIPModel.from_pretrained(config.clip_folder, dtype=torch.float32, local_files_only=True)
+        modules = nn.ModuleDict({"unet": build_sd15_unet(), "text_encoder": text_tower(clip)})
+    else:
+        encoders = {"text_encoder": text_tower(teacher.text_encoder), "text_encoder_2": teacher.text_encoder_2}
+        modules = nn.ModuleDict({"unet": build_sdxl_unet(), **encoders})
+    # The UNets' stock pipelines know no shift of the latents.
+    teacher.vae.register_to_config(shift_factor=None)
+    write_folder(config.family, modules, teacher.vae, teacher.tokenizer, folder)
 
 
 def _cached_pool(path: Path, num_images: int, seed: int) -> Pool:
@@ -118,36 +163,39 @@ def _pretrain_clip(config: PretrainConfig, tokenizer: CLIPTokenizer, pool: Pool,
     processor.save_pretrained(output)
 
 
-def _load(config: PretrainConfig) -> StableDiffusion3Pipeline:
-    return StableDiffusion3Pipeline.from_pretrained(
-        config.start_from, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32, local_files_only=True
-    )
-
-
-def _denoiser_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleDict:
-    encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
-    for encoder in encoders.values():
-        encoder.text_projection.requires_grad_(False).weight.zero_()
-    return nn.ModuleDict({"transformer": pipeline.transformer, **encoders}).train()
+def _load(family: str, folder: str | None) -> DiffusionPipeline:
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
+    return FAMILIES[family].pipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **absent)
 
 
 def _denoiser_process(config: PretrainConfig, work_folder: str) -> None:
     """One process a core, each with its own images; gradients are averaged. Runs in a fresh interpreter."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    rank, work, start = int(os.environ["RANK"]), Path(work_folder), _load(config)
+    family, rank, work = FAMILIES[config.family], int(os.environ["RANK"]), Path(work_folder)
+    start = _load(config.family, config.start_from)
     pool = _encoded_pool(config, start, work / f"pool-{rank}.safetensors", seed=200 + rank)
-    modules = _denoiser_modules(start)
+    modules = family.modules(start)
+    modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
     null_tokens = tokenize(start.tokenizer, [""])[0]
-    train_sd3(modules, pool["latents"], pool["tokens"], null_tokens, config.denoiser, work / "denoiser.pt")
+    state_file, teacher = work / "denoiser.pt", _teacher(config)
+    train_denoiser(family, modules, pool["latents"], pool["tokens"], null_tokens, config.denoiser, state_file, teacher)
     if rank == 0:
-        save_file(modules.state_dict(), work / "denoiser.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in modules.state_dict().items()}, work / "denoiser.safetensors"
+        )
     torch.distributed.destroy_process_group()
 
 
-def _encoded_pool(
-    config: PretrainConfig, pipeline: StableDiffusion3Pipeline, path: Path, seed: int
-) -> dict[str, Tensor]:
+def _teacher(config: PretrainConfig) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    pipeline = _load("sd3", config.teacher)
+    modules = FAMILIES["sd3"].modules(pipeline).eval().requires_grad_(False)
+    return Teacher(modules, pipeline.vae.config.shift_factor * pipeline.vae.config.scaling_factor)
+
+
+def _encoded_pool(config: PretrainConfig, pipeline: DiffusionPipeline, path: Path, seed: int) -> dict[str, Tensor]:
     """Latents (images, 16, 8, 8) and token ids (images, 20) of a process's own images."""
     if not path.is_file():
         pool = draw_pool(config.pool_images, config.fault_share, seed)
@@ -159,21 +207,22 @@ def _encoded_pool(
     return load_file(path)
 
 
-def write_sd3_folder(
-    modules: nn.ModuleDict, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path
+def write_folder(
+    family: str, modules: nn.ModuleDict, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path
 ) -> None:
-    """Write a folder that `StableDiffusion3Pipeline.from_pretrained` opens, in half precision and without T5."""
-    pipeline = StableDiffusion3Pipeline(
-        transformer=modules["transformer"],
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        vae=autoencoder,
-        text_encoder=modules["text_encoder"],
-        tokenizer=tokenizer,
-        text_encoder_2=modules["text_encoder_2"],
-        tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    for component in (pipeline.transformer, pipeline.vae):
+    """Write a folder that the family's stock pipeline opens, in half precision; an SD3 without T5."""
+    parts: dict[str, Any] = {**modules, "vae": autoencoder, "tokenizer": tokenizer}
+    if family == "sd15":
+        scheduler = DDIMScheduler(**VP_SCHEDULE, prediction_type="v_prediction", clip_sample=False)
+        parts |= {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
+        parts["requires_safety_checker"] = False
+    elif family == "sdxl":
+        scheduler = EulerDiscreteScheduler(**VP_SCHEDULE, prediction_type="v_prediction", timestep_spacing="leading")
+        parts |= {"scheduler": scheduler, "tokenizer_2": tokenizer}
+    else:
+        parts |= {"scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0), "tokenizer_2": tokenizer}
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = FAMILIES[family].pipeline(**parts)
+    for component in (getattr(pipeline, FAMILIES[family].denoiser), autoencoder):
         component.register_to_config(_name_or_path="")  # else the folder that it came from
     pipeline.to(torch.float16).save_pretrained(folder)

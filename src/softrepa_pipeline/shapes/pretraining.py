@@ -1,4 +1,4 @@
-"""Training of the embedded models from scratch: autoencoder, CLIP, then an SD3-shaped denoiser with its text encoders.
+"""Training of the embedded models from scratch: the loop itself, autoencoder and CLIP.
 
 Runs with torch, transformers and diffusers alone. Every loop is resumable: it writes its whole state to one file, and
 a step's data is a pure function of (seed, step), so that a resumed run ends where an undisturbed one does.
@@ -81,7 +81,7 @@ def _adamw(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.opti
     )
 
 
-def _muon_and_adamw(modules: nn.ModuleDict, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+def muon_and_adamw(modules: nn.ModuleDict, settings: LoopSettings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the denoiser's blocks, AdamW for the rest: text starts to matter much sooner."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -169,7 +169,7 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _generator(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, step: int) -> torch.Generator:
     entropy = np.random.SeedSequence([seed, step, _rank()])
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
@@ -183,7 +183,7 @@ def train_autoencoder(
     """
 
     def loss_of_step(step: int) -> Tensor:
-        generator = _generator(settings.seed, step)
+        generator = step_generator(settings.seed, step)
         batch = to_unit(images[torch.randint(len(images), (settings.batch_size,), generator=generator)])
         posterior = autoencoder.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
@@ -204,7 +204,7 @@ def encode(autoencoder: AutoencoderKL, images: Tensor, scaled: bool = True, batc
     parts = [autoencoder.encode(to_unit(part)).latent_dist.mean for part in images.split(batch_size)]
     latents = torch.cat(parts)
     config = autoencoder.config
-    return (latents - config.shift_factor) * config.scaling_factor if scaled else latents
+    return (latents - (config.shift_factor or 0.0)) * config.scaling_factor if scaled else latents
 
 
 def train_clip(
@@ -214,7 +214,7 @@ def train_clip(
     tokens = tokenize(tokenizer, pool.captions)
 
     def loss_of_step(step: int) -> Tensor:
-        rows = torch.randint(len(tokens), (settings.batch_size,), generator=_generator(settings.seed, step))
+        rows = torch.randint(len(tokens), (settings.batch_size,), generator=step_generator(settings.seed, step))
         text = clip.get_text_features(input_ids=tokens[rows]).pooler_output
         image = clip.get_image_features(pixel_values=to_unit(pool.images[rows])).pooler_output
         logits = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T * clip.logit_scale.exp().clamp(max=100)
@@ -233,47 +233,3 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
         captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     return encoded.input_ids
-
-
-def sd3_text_states(encoders: list[nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Text states (B, 20, 128) and pooled (B, 128) as SD3's stock pipeline makes them without T5."""
-    outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
-    states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-    return states, torch.cat([output.text_embeds for output in outputs], dim=-1)
-
-
-def train_sd3(
-    modules: nn.ModuleDict,
-    latents: Tensor,
-    tokens: Tensor,
-    null_tokens: Tensor,
-    settings: LoopSettings,
-    state_file: Path,
-) -> None:
-    """Train transformer and text encoders by flow matching: x_t = (1 − σ) x_0 + σ ε, target ε − x_0.
-
-    A tenth of the captions is dropped for guidance; σ is logit-normal with its mass towards noise, where the
-    image's content is decided.
-    """
-    encoders = [modules["text_encoder"], modules["text_encoder_2"]]
-
-    def loss_of_step(step: int) -> Tensor:
-        generator = _generator(settings.seed, step)
-        size = settings.batch_size
-        rows = torch.randint(len(latents), (size,), generator=generator)
-        clean = latents[rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        sigma = torch.sigmoid(0.5 + 1.2 * torch.randn(size, generator=generator))
-        dropped = torch.rand(size, generator=generator) < 0.1
-        states, pooled = sd3_text_states(encoders, torch.where(dropped[:, None], null_tokens, tokens[rows]))
-        level = sigma[:, None, None, None]
-        velocity = modules["transformer"](
-            hidden_states=(1 - level) * clean + level * noise,
-            timestep=sigma * 1000,
-            encoder_hidden_states=states,
-            pooled_projections=pooled,
-        ).sample
-        return F.mse_loss(velocity, noise - clean)
-
-    optimizers = _muon_and_adamw(modules, settings)
-    run_loop(modules, loss_of_step, settings, state_file, "sd3 denoiser", optimizers, ema_decay=0.9995)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
@@ -67,6 +68,16 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     return encoder
 
 
+def text_tower(model: CLIPModel | CLIPTextModelWithProjection) -> CLIPTextModel:
+    """The text encoder alone, without projection, as SD1.5's and SDXL's first encoder are."""
+    config = model.config.text_config if isinstance(model, CLIPModel) else model.config
+    tower = CLIPTextModel(config)
+    prefix = "text_model."
+    states = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    tower.load_state_dict({name.removeprefix(prefix): value for name, value in states.items()})
+    return tower
+
+
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """The CLIP of the mining stage: 32-pixel images in 4-pixel patches, 128-dimensional embeddings."""
     vision = CLIPVisionConfig(
@@ -97,6 +108,43 @@ def build_sd3_transformer() -> SD3Transformer2DModel:
         pooled_projection_dim=128,
         pos_embed_max_size=LATENT_SIZE,
         qk_norm="rms_norm",
+    )
+
+
+def build_sd15_unet() -> UNet2DConditionModel:
+    """An SD1.5-shaped denoiser: two levels of width 64 and 128, text 96 wide; 2 down, 1 mid and 4 up attentions."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=96,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def build_sdxl_unet() -> UNet2DConditionModel:
+    """An SDXL-shaped denoiser: transformers of depth 1 and 2, text 128 wide, pooled text and image sizes added."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 112),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=64 + 6 * 16,
     )
 
 

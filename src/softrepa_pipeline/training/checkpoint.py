@@ -13,23 +13,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from softrepa_pipeline.soft_tokens import SoftTokens
+from softrepa_pipeline.training.methods import Method
 
 _KEPT = 2
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run has done: optimiser steps, and the calibrated temperatures (buckets,)."""
+    """What a run has done: optimiser steps, and the temperatures (buckets,)."""
 
     step: int
     temperatures: Tensor
 
 
-def save_checkpoint(folder: Path, tokens: SoftTokens, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, progress: Progress) -> None:
     """Write `step-<n>.safetensors`, fsynced and renamed, and drop all but the last two."""
-    tensors = {f"tokens.{name}": value.detach().clone() for name, value in tokens.state_dict().items()}
-    for index, parameter in enumerate(tokens.parameters()):
+    tensors = {f"method.{name}": value.detach().clone() for name, value in method.state_dict().items()}
+    for index, parameter in enumerate(method.trainable):
         for name, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
     tensors["temperatures"] = progress.temperatures.clone()
@@ -44,8 +44,8 @@ def save_checkpoint(folder: Path, tokens: SoftTokens, optimizer: torch.optim.Ada
         old.unlink()
 
 
-def load_checkpoint(folder: Path, tokens: SoftTokens, optimizer: torch.optim.AdamW) -> Progress | None:
-    """Restore tokens and optimiser from the newest checkpoint; None where there is none.
+def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW) -> Progress | None:
+    """Restore tokens, averages and optimiser from the newest checkpoint; None where there is none.
 
     Raises:
         ValueError: the newest checkpoint is damaged; the message names it and says how to go on.
@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path, tokens: SoftTokens, optimizer: torch.optim.Ada
         raise ValueError(
             f"checkpoint {files[-1]} is damaged ({error}); delete it to go on from the one before, or from the start"
         ) from error
-    tokens.load_state_dict({name: tensors[f"tokens.{name}"] for name in tokens.state_dict()})
+    method.load_state_dict({name: tensors[f"method.{name}"] for name in method.state_dict()})
     optimizer.load_state_dict(_optimizer_state(optimizer, tensors))
     return Progress(step, tensors["temperatures"])
 

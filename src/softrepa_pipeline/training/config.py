@@ -6,59 +6,117 @@ from dataclasses import dataclass
 
 from softrepa_pipeline.objectives import LOGITS
 
+OBJECTIVES = ("softrepa", "agsm", "dsm")
+
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How soft tokens are trained; the defaults that matter live in conf/base/parameters_fit.yml with their reasons.
+    """How soft tokens are trained; training/presets.py has the settings of every family and objective.
 
-    `layers` receive `num_tokens` tokens each, with `num_buckets` timestep buckets; they start as `initial` says,
-    `normal` or `null_text`. Each step takes `batch_size` images with `num_negatives` captions besides their own; of
-    these negatives `edited_share` are structured (the caption with a contradiction in it) and `mined_share` mined, as
-    far as there are any, the others drawn from the whole data set. Timesteps are uniform in `timestep_range`.
-    `logits` is `constant` (the paper's form with `temperature` as τ) or `calibrated` (τ(t) is `temperature` times the
-    base model's own error gap between captions at t). `denoising_weight` is λ. The learning rate falls to zero over the
-    last `decay_share` of the steps.
+    Tokens: `layers` (indices for SD3, `down`, `mid.0` … for UNets) receive `num_tokens` tokens each, or all the same
+    ones with `shared`, with `num_buckets` timestep buckets; they start as `initial` says, `normal` or `null_text`.
+
+    Data: each step takes `batch_size` images. With `candidates: sampled` an image competes with `num_negatives`
+    captions besides its own: `edited_share` of them structured (the caption with a contradiction in it), `mined_share`
+    mined, as far as there are any, the others drawn from the whole data set. With `candidates: batch` it competes with
+    the captions of the step's other images. Timesteps are uniform in `timestep_range`, one an image, or with
+    `shared_draws` one timestep and one noise for all. `noise_offset` shifts each channel of the noise at random.
+
+    Objective: `softrepa` has `logits` (`exponential` is the paper's form, `relative` the same from the row's best
+    caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
+    `calibrated` in units of the base model's own error gap between captions at t), `denoising_weight` λ, and
+    `symmetric` for caption against images as well. `agsm` has γ⁺ `positive_shift`, γ⁻ `negative_shift`, its
+    `ranking_temperature` and `ema_decay`. `dsm` trains on the images' own captions alone.
+
+    Optimiser: the learning rate falls to zero over the last `decay_share` of the steps.
     """
 
-    layers: tuple[int, ...]
-    num_tokens: int
-    num_buckets: int
+    layers: tuple[int | str, ...]
     num_steps: int
     batch_size: int
-    num_negatives: int
-    edited_share: float
-    mined_share: float
-    learning_rate: float
-    weight_decay: float
-    logits: str
-    scale: float
-    temperature: float
-    denoising_weight: float
-    seed: int
+    objective: str = "softrepa"
+    shared: bool = False
+    num_tokens: int = 4
+    num_buckets: int = 0
+    initial: str = "normal"
+    candidates: str = "sampled"
+    num_negatives: int = 1
+    edited_share: float = 0.0
+    mined_share: float = 0.0
+    shared_draws: bool = False
+    timestep_range: tuple[float, float] = (0.0, 1000.0)
+    noise_offset: float = 0.0
+    logits: str = "exponential"
+    scale: float = 4.0
+    temperature: float | tuple[float, ...] = 0.07
+    calibrated: bool = False
+    denoising_weight: float = 0.0
+    symmetric: bool = False
+    positive_shift: float = 1.0
+    negative_shift: float = 0.1
+    ranking_temperature: float = 0.1
+    ema_decay: float = 0.9999
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    decay_share: float = 0.0
     warmup_steps: int = 20
     max_gradient_norm: float = 1.0
+    seed: int = 0
+    resolution: int = 512
     max_pairs_in_memory: int = 256
     checkpoint_steps: int = 25
-    resolution: int = 512
-    timestep_range: tuple[float, float] = (0.0, 1000.0)
-    initial: str = "normal"
-    decay_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.logits not in LOGITS:
-            raise ValueError(f"fit.logits must be one of {', '.join(LOGITS)}, not {self.logits!r}")
-        if self.initial not in ("normal", "null_text"):
-            raise ValueError(f"fit.initial must be normal or null_text, not {self.initial!r}")
-        if not 0 <= self.decay_share <= 1:
-            raise ValueError(f"fit.decay_share must be in [0, 1], not {self.decay_share}")
+        self._check_choices()
+        self._check_ranges()
+        if self.symmetric and not (self.candidates == "batch" and self.shared_draws):
+            raise ValueError("fit.symmetric compares images with each other: set candidates: batch and shared_draws")
+        if self.symmetric and self.num_pairs > self.max_pairs_in_memory:
+            raise ValueError(f"fit.symmetric needs its {self.num_pairs} pairs at once; raise fit.max_pairs_in_memory")
+        if self.candidates == "batch" and self.batch_size < 2 and self.objective != "dsm":
+            raise ValueError("fit.candidates batch needs a batch_size of at least 2")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "objective": OBJECTIVES,
+            "logits": tuple(LOGITS),
+            "initial": ("normal", "null_text"),
+            "candidates": ("sampled", "batch"),
+        }
+        for name, options in choices.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"fit.{name} must be one of {', '.join(options)}, not {getattr(self, name)!r}")
+
+    def _check_ranges(self) -> None:
+        for name in ("decay_share", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"fit.{name} must be in [0, 1], not {getattr(self, name)}")
         shares = (self.edited_share, self.mined_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(f"fit.edited_share and fit.mined_share must be shares of one whole, not {shares}")
         if not 0 <= self.timestep_range[0] < self.timestep_range[1] <= 1000:
             raise ValueError(f"fit.timestep_range must lie in [0, 1000], low before high, not {self.timestep_range}")
+        if min(self.temperatures) <= 0:
+            raise ValueError(f"fit.temperature must be above 0, not {self.temperature}")
         for name in ("num_steps", "batch_size", "num_negatives", "checkpoint_steps", "max_pairs_in_memory"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def num_candidates(self) -> int:
+        """Captions scored for each image, its own included."""
+        if self.objective == "dsm":
+            return 1
+        return self.batch_size if self.candidates == "batch" else 1 + self.num_negatives
+
+    @property
+    def num_pairs(self) -> int:
+        return self.batch_size * self.num_candidates
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """τ for equal buckets of timesteps."""
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant, then a linear decay to zero."""

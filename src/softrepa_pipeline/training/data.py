@@ -24,10 +24,14 @@ _ENCODE_BATCH = 64
 
 @dataclass(frozen=True)
 class Candidates:
-    """Captions scored for each image of a step: `captions[i][0]` is its own, the others are negatives."""
+    """Captions scored for each image of a step: `captions[i][0]` is its own, the others are negatives.
+
+    Captions that are true of the image as well stand in the batch, but `is_candidate` (images, captions) is False.
+    """
 
     rows: Tensor
     captions: list[list[str]]
+    is_candidate: Tensor
 
 
 class TrainingSet:
@@ -52,8 +56,17 @@ class TrainingSet:
         """The images of a step and their candidate captions: a pure function of (seed, step)."""
         rows = self._rows(config, step)
         rng = numpy_generator(config.seed, "captions", step)
-        captions = [self._candidates_of(row, config, rng) for row in rows]
-        return Candidates(torch.from_numpy(rows), captions)
+        if config.objective == "dsm":
+            captions = [[_one_of(self.captions[row], rng)] for row in rows]
+        elif config.candidates == "batch":
+            captions = _own_first([_one_of(self.captions[row], rng) for row in rows])
+        else:
+            captions = [self._candidates_of(row, config, rng) for row in rows]
+        is_candidate = [
+            [index == 0 or caption not in self.captions[row] for index, caption in enumerate(scored)]
+            for row, scored in zip(rows, captions, strict=True)
+        ]
+        return Candidates(torch.from_numpy(rows), captions, torch.tensor(is_candidate))
 
     def _rows(self, config: FitConfig, step: int) -> np.ndarray:
         """Position by position through a fresh permutation for each epoch."""
@@ -72,10 +85,19 @@ class TrainingSet:
         mined = _some(self.negatives[row], config.num_negatives * config.mined_share, rng)
         taken = [own[index], *edited, *mined]
         while len(taken) < 1 + config.num_negatives:
-            caption = self.all_captions[int(rng.integers(len(self.all_captions)))]
+            caption = _one_of(self.all_captions, rng)
             if caption not in own:
                 taken.append(caption)
         return taken
+
+
+def _one_of(captions: list[str], rng: np.random.Generator) -> str:
+    return captions[int(rng.integers(len(captions)))]
+
+
+def _own_first(captions: list[str]) -> list[list[str]]:
+    """Each image with its own caption first and the others' after it, in their order."""
+    return [[own, *captions[:row], *captions[row + 1 :]] for row, own in enumerate(captions)]
 
 
 def _some(captions: list[str], count: float, rng: np.random.Generator) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softrepa_pipeline.backbones import Backbone, Sites
+from softrepa_pipeline.backbones import Backbone, Sites, argument_binder
 from softrepa_pipeline.randomness import torch_generator
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 from softrepa_pipeline.training.config import FitConfig
@@ -19,39 +19,40 @@ _TIMESTEP = 500.0
 def initial_tokens(backbone: Backbone, sites: Sites, config: FitConfig, latent_shape: torch.Size) -> SoftTokens:
     """Soft tokens as `config.initial` asks: `normal` is N(0, 0.02) (arXiv 2503.08250), `null_text` as below.
 
-    With `null_text` each layer's tokens are the first text states that its block sees for the empty caption, so that
-    they have the size of the states they stand among and change little until they are trained.
+    With `null_text` all tokens of a layer are the first text state (BOS) that its block sees for the empty caption, as
+    the public code has it for SD1.5, so that they have the size of the states they stand among. A time table, where
+    there is one, stays N(0, 0.02). Shared tokens take the first chosen block's state.
     """
-    shape = SoftTokensConfig(len(sites.chosen), config.num_tokens, sites.width, config.num_buckets)
+    layers = tuple(map(str, config.layers)) if config.shared else sites.names
+    shape = SoftTokensConfig(layers, config.num_tokens, sites.width, config.num_buckets, config.shared)
     tokens = SoftTokens(shape, torch_generator(config.seed, "tokens"))
     if config.initial == "null_text":
-        states = _null_text_states(backbone, sites, latent_shape)  # (layers, length, width)
-        positions = torch.arange(config.num_tokens) % states.shape[1]
+        states = _null_text_states(backbone, sites, latent_shape)[: shape.num_layers]  # (layers, width)
         with torch.no_grad():
-            tokens.base.add_(states[:, positions].to(tokens.base))
+            tokens.base.copy_(states[:, None].expand_as(tokens.base))
     return tokens
 
 
 @torch.no_grad()
 def _null_text_states(backbone: Backbone, sites: Sites, latent_shape: torch.Size) -> Tensor:
-    """Text states (layers, length, width) that enter the chosen blocks with the empty caption, pure noise, mid-way."""
+    """BOS states (layers, width) that enter the chosen blocks with the empty caption, pure noise, mid-way."""
     seen: list[Tensor] = []
-    handles = [
-        sites.blocks[index].register_forward_pre_hook(_remember(seen, sites), with_kwargs=True)
-        for index in sites.chosen
-    ]
+    handles = []
+    for index in sites.chosen:
+        block = sites.blocks[index]
+        remember = _remember(seen, argument_binder(block))
+        handles.append(block.register_forward_pre_hook(remember, with_kwargs=True))
     prompt = backbone.encode_prompts([""])
     noise = torch.randn((1, *latent_shape), generator=torch_generator(0, "null text")).to(prompt.states)
     timestep = torch.full((1,), _TIMESTEP, device=backbone.device)
     backbone.predict(backbone.noise(torch.zeros_like(noise), noise, timestep), prompt)
     for handle in handles:
         handle.remove()
-    return torch.cat(seen)
+    return torch.cat(seen)[:, 0]
 
 
-def _remember(seen: list[Tensor], sites: Sites) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+def _remember(seen: list[Tensor], bind: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        name = "encoder_hidden_states"
-        seen.append(kwargs[name] if name in kwargs else args[sites.positions[name]])
+        seen.append(bind(args, kwargs)["encoder_hidden_states"])
 
     return hook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -30,11 +29,10 @@ def evaluate_tokens(
     """Compare the base with and without soft tokens; writes the HTML report beside evaluation.json."""
     started = time.perf_counter()
     config = build(EvaluationConfig, {"sampling": sampling["settings"], **parameters}, "evaluation")
-    tokens, metadata = load_soft_tokens(Path(soft_tokens["file"]))
+    tokens, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
     backbone = load_backbone(build(ModelConfig, model, "model"))
     encoder = ClipEncoder(clip["model"], clip["device"])
-    layers = tuple(json.loads(metadata["layers"]))
-    evaluation = evaluate(config, backbone, tokens, layers, Path(world["folder"]), encoder.similarity)
+    evaluation = evaluate(config, backbone, tokens, Path(world["folder"]), encoder.similarity)
     evaluation.summary.update(family=metadata["family"], objective=metadata["objective"])
     evaluation.summary["seconds"]["total"] = time.perf_counter() - started
     write_report(evaluation, Path(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from softrepa_pipeline.inference import SamplingConfig, draw
 from softrepa_pipeline.ingestion import iter_pairs, load_rgb
 from softrepa_pipeline.soft_tokens import SoftTokens, save_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
-from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, encode_latents, fit
+from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, encode_latents, fit, fit_config
 
 _CODE = ("training", "backbones", "objectives", "soft_tokens", "randomness")
 _METRIC_STEPS = 5
@@ -35,15 +36,19 @@ def fit_tokens(
 ) -> dict[str, Any]:
     """Train soft tokens on the mined candidates; a stopped run goes on from its last checkpoint."""
     model_config = build(ModelConfig, model, "model")
-    config = build(FitConfig, parameters, "fit")
+    choice = {name: parameters[name] for name in ("preset", "objective")}
+    changes = {name: value for name, value in parameters.items() if name not in choice}
+    config = fit_config(family=model_config.family, changes=changes, **choice)
     sampling_config = build(SamplingConfig, sampling["settings"], "sampling.settings")
     base = source_digest(model_config.base, model_config.revision)
-    inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base, "dtype": model_config.dtype}
+    inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base}
+    inputs |= {name: str(getattr(model_config, name)) for name in ("dtype", "vae", "t5", "max_sequence_length")}
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
 
     def compute() -> dict[str, Any]:
         backbone = load_backbone(model_config)
-        latents_file = Path(folders["latents"]) / f"{pairs['digest'][:16]}-{base}-{config.resolution}.safetensors"
+        encoder = source_digest(model_config.vae) if model_config.vae else base
+        latents_file = Path(folders["latents"]) / f"{pairs['digest'][:16]}-{encoder}-{config.resolution}.safetensors"
         images = (load_rgb(pair.image) for pair in iter_pairs(Path(pairs["folder"])))
         latents = encode_latents(backbone, images, pairs["num_images"], config.resolution, latents_file)
         data = TrainingSet(latents, Path(negatives["folder"]) / "negatives.parquet")
@@ -51,7 +56,7 @@ def fit_tokens(
         if force:
             _forget(work)
         with tracking.nested_run("fit") as run:
-            run.log_params({f"fit.{key}": value for key, value in parameters.items()})
+            run.log_params({f"fit.{key}": value for key, value in asdict(config).items()})
             _link_to_interrupted(run, work)
             observer = _Tracked(run, backbone, data, sampling_config, sampling["guidance"], work).observer
             tokens = fit(backbone, data, config, work, observer)
@@ -68,9 +73,8 @@ def _save(
     file = stage.folder / "soft_tokens.safetensors"
     metadata = {
         "family": model.family,
-        "objective": "softrepa",
-        "layers": json.dumps(config.layers),
-        "base_model": Path(model.base).name,
+        "objective": config.objective,
+        "base_model": model.base if not Path(model.base).is_dir() else Path(model.base).name,
         "base_digest": base,
         "run_id": run_id or "",
         "licence": "Apache-2.0",

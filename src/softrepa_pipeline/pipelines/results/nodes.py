@@ -1,7 +1,8 @@
-"""Node of the full evaluation: several trainings against one base, on every test prompt."""
+"""Node of the full evaluation: every objective, trained several times, against one base on every test prompt."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.backbones import ModelConfig, inject, load_backbone
+from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation import EvaluationConfig, format_table, measure, results_page, summarise
+from softrepa_pipeline.inference import add_tokens
 from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
 from softrepa_pipeline.shapes.dataset import read_prompts
 from softrepa_pipeline.soft_tokens import load_soft_tokens
+from softrepa_pipeline.stage import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +36,44 @@ def measure_results(
     folders: dict[str, str],
     force: bool,
 ) -> dict[str, Any]:
-    """Train with every seed, measure all on the test prompts, and write docs/results.md."""
-    started = time.perf_counter()
+    """Train a family with every objective and seed, measure all on the test prompts, and write docs/results.md."""
     settings = {**sampling["settings"], "seeds_per_prompt": parameters["seeds_per_prompt"]}
     config = build(EvaluationConfig, {**parameters["evaluation"], "sampling": settings}, "results.evaluation")
-    trainings = []
-    for seed in parameters["training_seeds"]:
-        own_folders = {**folders, "tokens": f"{folders['tokens']}/seed-{seed}"}
-        trained = fit_tokens(pairs, negatives, model, {**fit, "seed": seed}, sampling, own_folders, force)
-        trainings.append(load_soft_tokens(Path(trained["file"]))[0])
     backbone = load_backbone(build(ModelConfig, model, "model"))
-    encoder = ClipEncoder(clip["model"], clip["device"])
-    folder = Path(world["folder"])
-    base = measure(config, backbone, folder, encoder.similarity, "base")
-    soft = []
-    for seed, tokens in zip(parameters["training_seeds"], trainings, strict=True):
-        with inject(backbone.denoiser, backbone.sites(tuple(fit["layers"])), tokens):
-            soft.append(measure(config, backbone, folder, encoder.similarity, f"soft, seed {seed}"))
-    summary = summarise(read_prompts(folder, "test", config.prompts_per_task), base, soft)
-    summary |= {"family": model["family"], "objective": "softrepa", "seconds": time.perf_counter() - started}
-    logger.info("full evaluation, %d unseen prompts\n\n%s\n", summary["num_prompts"], format_table(summary))
-    page = results_page(summary, parameters["training_seeds"], fit, f"{os.cpu_count()} {platform.machine()} cores")
-    Path(folders["results_page"]).write_text(page)
-    tracking.log_artifact(Path(folders["results_page"]), "results")
-    return summary
+    score_clip = ClipEncoder(clip["model"], clip["device"]).similarity
+    prompts = read_prompts(Path(world["folder"]), "test", config.prompts_per_task)
+    base = measure(config, backbone, Path(world["folder"]), score_clip, "base")
+    summaries = {}
+    for objective in parameters["objectives"]:
+        started = time.perf_counter()
+        trainings = {}
+        for seed in parameters["training_seeds"]:
+            own_folders = {**folders, "tokens": f"{folders['tokens']}/results/{objective}-{seed}"}
+            own_fit = {**fit, "objective": objective, "seed": seed}
+            trained = fit_tokens(pairs, negatives, model, own_fit, sampling, own_folders, force)
+            trainings[seed] = load_soft_tokens(Path(trained["file"]))[0]
+        seconds = (time.perf_counter() - started) / len(trainings)
+        arms = []
+        for seed, tokens in trainings.items():
+            with add_tokens(backbone, tokens):
+                arms.append(measure(config, backbone, Path(world["folder"]), score_clip, f"{objective}, seed {seed}"))
+        summaries[objective] = {**summarise(prompts, base, arms), "seconds": {"training": seconds}}
+        logger.info("%s, %s\n\n%s\n", model["family"], objective, format_table(summaries[objective]))
+    results = {
+        "family": model["family"],
+        "seeds": parameters["training_seeds"],
+        "machine": f"{os.cpu_count()} {platform.machine()} cores",
+        "objectives": summaries,
+    }
+    _write(results, folders)
+    return results
+
+
+def _write(results: dict[str, Any], folders: dict[str, str]) -> None:
+    """The page holds every family that has been measured."""
+    stored = Path(folders["results"])
+    write_json(stored / f"{results['family']}.json", results)
+    families = [json.loads(file.read_text()) for file in sorted(stored.glob("*.json"))]
+    page = Path(folders["results_page"])
+    page.write_text(results_page(families))
+    tracking.log_artifact(page, "results")

@@ -1,0 +1,167 @@
+"""The `softrepa` command: draw with soft tokens, look into their files, convert published ones, list the presets."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+FAMILIES = ("sd15", "sdxl", "sd3")
+_EMBEDDED = Path("data/06_models/embedded")
+# Published sampling settings (docs/method.md): steps and guidance.
+_SAMPLING = {"sd15": (30, 7.0), "sdxl": (30, 7.0), "sd3": (28, 4.0)}
+
+
+def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """One line for what the user can put right, instead of a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, FileNotFoundError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+@click.group()
+def main() -> None:
+    """Soft tokens for frozen text-to-image models."""
+
+
+@main.command()
+@click.option("--family", type=click.Choice(FAMILIES), required=True)
+@click.option("--base", help="Diffusers folder or hub id; the embedded model of the family unless given.")
+@click.option("--tokens", type=click.Path(path_type=Path), help="Soft-token file; without it the base draws.")
+@click.option("--prompt", "prompts", multiple=True, help="May be given several times.")
+@click.option("--prompts-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One prompt a line.")
+@click.option("--negative-prompt")
+@click.option("--strength", default=1.0, show_default=True, help="0 is the base, 1 the tokens as trained.")
+@click.option("--seeds", default=1, show_default=True, help="Images for each prompt.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", type=int, help="The family's published number unless given.")
+@click.option("--guidance", type=float, help="The family's published scale unless given.")
+@click.option("--batch-size", default=4, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
+@click.option("--output", default=Path("samples"), show_default=True, type=click.Path(path_type=Path))
+@_clear_errors
+def sample(
+    family: str,
+    base: str | None,
+    tokens: Path | None,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    negative_prompt: str | None,
+    strength: float,
+    seeds: int,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    max_sequence_length: int | None,
+    output: Path,
+) -> None:
+    """Draw prompts with the stock pipeline: an image for each prompt and seed, and a grid with one row a prompt."""
+    from softrepa_pipeline.backbones import ModelConfig, load_backbone
+    from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
+    from softrepa_pipeline.soft_tokens import load_soft_tokens
+
+    texts = [*prompts, *(prompts_file.read_text().splitlines() if prompts_file else [])]
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise ValueError("nothing to draw: give --prompt or --prompts-file")
+    if len(set(texts)) < len(texts):
+        raise ValueError("a prompt is given twice; use --seeds for more images of it")
+    if max_sequence_length is None:
+        max_sequence_length = 0 if base is None else 256
+    model = ModelConfig(family, base or str(_EMBEDDED / family), dtype, device, max_sequence_length=max_sequence_length)
+    loaded = load_soft_tokens(tokens, family)[0] if tokens else None
+    backbone = load_backbone(model)
+    if loaded:
+        add_tokens(backbone, loaded, strength)
+    default_steps, default_guidance = _SAMPLING[family]
+    settings = SamplingConfig(steps or default_steps, batch_size, seeds, seed)
+    scale = default_guidance if guidance is None else guidance
+    images = draw(backbone, texts, settings, scale, negative_prompt=negative_prompt)
+    _write_images(images, texts, output)
+
+
+def _write_images(images: Any, prompts: list[str], folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row, prompt in enumerate(prompts):
+        for index, image in enumerate(images[row]):
+            name = f"{row:04d}-{index:02d}.png"
+            Image.fromarray(image).save(folder / name)
+            lines.append(json.dumps({"file_name": name, "prompt": prompt, "seed_index": index}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in images], axis=0)
+    Image.fromarray(grid).save(folder / "grid.png")
+    click.echo(f"{len(lines)} images and grid.png in {folder}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_clear_errors
+def inspect(file: Path) -> None:
+    """Say what a soft-token file holds."""
+    from softrepa_pipeline.soft_tokens import load_soft_tokens
+
+    tokens, metadata = load_soft_tokens(file)
+    described = {name: value for name, value in metadata.items() if name != "config"}
+    described |= {name: str(value) for name, value in asdict(tokens.config).items()}
+    described["parameters"] = f"{tokens.num_parameters:,}"
+    described["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for name, value in described.items():
+        click.echo(f"{name:<16}{value}")
+    click.echo(f"{'layer':<16}norm of a token (mean)")
+    names = tokens.config.layers if not tokens.config.shared else ("shared",)
+    for name, norm in zip(names, tokens.base.detach().norm(dim=-1).mean(dim=1).tolist(), strict=True):
+        click.echo(f"{name:<16}{norm:.3f}")
+
+
+@main.command()
+@click.option("--family", type=click.Choice(FAMILIES), required=True)
+@click.option("--objective", type=click.Choice(("softrepa", "agsm")), default="softrepa", show_default=True)
+@click.option("--base-model", default="", help="What the tokens were trained on, for the file's metadata.")
+@click.option("--licence", default="unknown", show_default=True, help="Of the tokens, for the file's metadata.")
+@click.option("--output", required=True, type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@_clear_errors
+def convert(family: str, objective: str, base_model: str, licence: str, output: Path, folder: Path) -> None:
+    """Make a soft-token file of published `.pth` tables; nothing in them is run."""
+    from softrepa_pipeline.convert import read_published
+    from softrepa_pipeline.soft_tokens import save_soft_tokens
+
+    tokens = read_published(family, folder)
+    metadata = {"family": family, "objective": objective, "base_model": base_model, "licence": licence}
+    save_soft_tokens(tokens, output, metadata)
+    click.echo(f"{output}: {tokens.num_parameters:,} numbers for family {family}, layers {tokens.config.layers}")
+
+
+@main.command()
+def presets() -> None:
+    """List the settings of every family and objective, with the results that they should reproduce."""
+    from softrepa_pipeline.training import PRESETS
+
+    for (preset, family, objective), entry in PRESETS.items():
+        click.echo(f"{preset} {family} {objective}: {entry.reproduces}")
+        click.echo("    " + ", ".join(f"{name} {value}" for name, value in asdict(entry.settings).items()))
+
+
+if __name__ == "__main__":
+    main()

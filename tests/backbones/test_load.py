@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+
+
+def test_missing_and_foreign_model_folders(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model folder at .*; set model\.base"):
+        load_backbone(ModelConfig("sd3", str(tmp_path / "nowhere")))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline; family sd3 needs"):
+        load_backbone(ModelConfig("sd3", str(tmp_path)))
+    with pytest.raises(ValueError, match=r"model\.family must be one of sd15, sdxl, sd3, not 'sd9'"):
+        ModelConfig("sd9", "x")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_a_missing_component_is_named(family: str, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(model_folders[family], tmp_path / "model")
+    index = json.loads((tmp_path / "model/model_index.json").read_text())
+    index["text_encoder"] = [None, None]
+    (tmp_path / "model/model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="text_encoder"):
+        load_backbone(ModelConfig(family, str(tmp_path / "model")))
+
+
+def test_an_inpainting_unet_is_refused(model_folders: dict[str, Path]) -> None:
+    pipeline = load_backbone(ModelConfig("sd15", str(model_folders["sd15"]))).pipeline
+    pipeline.unet.register_to_config(in_channels=33)
+    with pytest.raises(ValueError, match="takes 33 channels, but its autoencoder makes 16"):
+        type(load_backbone(ModelConfig("sd15", str(model_folders["sd15"]))))(pipeline)
+
+
+def test_everything_is_frozen_and_the_latents_are_scaled(backbone: Backbone) -> None:
+    modules = [part for part in backbone.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(modules) >= 3
+    assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    vae = backbone.pipeline.vae
+    vae.register_to_config(scaling_factor=0.5)
+    expected = (vae.encode(pixels).latent_dist.mean - (vae.config.shift_factor or 0)) * 0.5
+    torch.testing.assert_close(backbone.encode_images(pixels), expected)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_unet_targets_lead_back_to_the_image(prediction_type: str, model_folders: dict[str, Path]) -> None:
+    backbone = load_backbone(ModelConfig("sd15", str(model_folders["sd15"])))
+    scheduler = backbone.pipeline.scheduler
+    scheduler.register_to_config(prediction_type=prediction_type)
+    latents, noise = torch.randn(3, 16, 8, 8), torch.randn(3, 16, 8, 8)
+    noised = backbone.noise(latents, noise, torch.tensor([0.0, 500.9, 1000.0]))
+    assert noised.timestep.tolist() == [0, 500, 999]
+    torch.testing.assert_close(noised.sample, scheduler.add_noise(latents, noise, noised.timestep))
+    trusted = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+    trusted.set_timesteps(1000)
+    for row in range(2):
+        step = trusted.step(noised.target[row], int(noised.timestep[row]), noised.sample[row])
+        torch.testing.assert_close(step.pred_original_sample, latents[row], rtol=1e-4, atol=1e-4)
+
+
+def test_a_target_that_no_family_has_is_refused(model_folders: dict[str, Path]) -> None:
+    backbone = load_backbone(ModelConfig("sd15", str(model_folders["sd15"])))
+    backbone.pipeline.scheduler.register_to_config(prediction_type="flow")
+    with pytest.raises(ValueError, match="prediction_type 'flow' is not one of epsilon, v_prediction, sample"):
+        backbone.noise(torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 8, 8), torch.tensor([5.0]))
+
+
+def test_prompts_are_those_of_the_stock_pipeline(backbone: Backbone) -> None:
+    prompt = backbone.encode_prompts(["a red circle", "two blue squares"])
+    assert prompt.states.shape == (2, 20, {"sd15": 96, "sdxl": 128, "sd3": 128}[backbone.family])
+    assert (prompt.pooled is None) == (backbone.family == "sd15")
+    assert not torch.equal(prompt.states[0], prompt.states[1])
+
+
+def test_another_autoencoder_takes_the_place_of_the_base_s(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(model_folders["sdxl"] / "vae", tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "scaling_factor": 0.25}))
+    own = load_backbone(ModelConfig("sdxl", str(model_folders["sdxl"])))
+    other = load_backbone(ModelConfig("sdxl", str(model_folders["sdxl"]), vae=str(tmp_path / "vae")))
+    assert other.pipeline.vae.config.scaling_factor == 0.25
+    assert own.pipeline.vae.config.scaling_factor != 0.25

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image, ImageChops
+
+from softrepa_pipeline.commands import main
+from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, save_soft_tokens
+
+WIDTHS = {"sd15": 96, "sdxl": 128, "sd3": 128}
+
+
+def run(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def write_tokens(path: Path, family: str) -> Path:
+    layers = ("0", "1") if family == "sd3" else ("down",)
+    config = SoftTokensConfig(layers, 4, WIDTHS[family], 10, shared=family != "sd3")
+    tokens = SoftTokens(config, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens.base.mul_(50)
+    save_soft_tokens(tokens, path, {"family": family, "objective": "agsm", "licence": "Apache-2.0"})
+    return path
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_sample_draws_prompts_with_and_without_tokens(
+    family: str, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("two blue squares\n\na green triangle\n")
+    tokens = write_tokens(tmp_path / "tokens.safetensors", family)
+    common = ["sample", "--family", family, "--base", model_folders[family], "--prompt", "a red circle", "--seeds", "2"]
+    common += ["--prompts-file", tmp_path / "prompts.txt", "--steps", "2", "--max-sequence-length", "0"]
+    pictures = {}
+    for name, extra in {
+        "base": [],
+        "none": ["--tokens", tokens, "--strength", "0"],
+        "soft": ["--tokens", tokens],
+        "more": ["--tokens", tokens, "--strength", "1.5"],
+    }.items():
+        run(*common, *extra, "--output", tmp_path / name)
+        pictures[name] = Image.open(tmp_path / name / "grid.png")
+    assert pictures["base"].size == (64, 96)
+    lines = [json.loads(line) for line in (tmp_path / "soft/metadata.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines][::2] == ["a red circle", "two blue squares", "a green triangle"]
+    assert (tmp_path / "soft" / lines[3]["file_name"]).is_file()
+    assert ImageChops.difference(pictures["base"], pictures["none"]).getbbox() is None
+    assert ImageChops.difference(pictures["base"], pictures["soft"]).getbbox() is not None
+    assert ImageChops.difference(pictures["soft"], pictures["more"]).getbbox() is not None
+
+
+def test_inspect_says_what_a_file_holds(tmp_path: Path) -> None:
+    output = run("inspect", write_tokens(tmp_path / "tokens.safetensors", "sdxl"))
+    for text in ("sdxl", "agsm", "Apache-2.0", "('down',)", "1,792", "shared"):
+        assert text in output
+
+
+def test_presets_lists_settings_and_results() -> None:
+    output = run("presets")
+    assert "published sd3 softrepa: 94.27 → 108.50" in output
+    assert "embedded sd15 agsm" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--family", "sd3"], "nothing to draw: give --prompt or --prompts-file"),
+        (["inspect", "none.safetensors"], "no soft tokens at none.safetensors"),
+        (["sample", "--family", "sd3", "--prompt", "a", "--base", "/none"], "no model folder at /none"),
+    ],
+)
+def test_wrong_input_ends_with_one_clear_line(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert f"Error: {message}" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_tokens_of_another_family_are_refused(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    tokens = write_tokens(tmp_path / "tokens.safetensors", "sd3")
+    arguments = ["sample", "--family", "sdxl", "--base", str(model_folders["sdxl"]), "--prompt", "a", "--tokens"]
+    done = CliRunner().invoke(main, [*arguments, str(tokens)])
+    assert "holds soft tokens for family sd3, not for sdxl" in done.output
