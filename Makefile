@@ -35,8 +35,8 @@ ui: .venv/.ok  ## MLflow on http://127.0.0.1:$(PORT)
 	@echo "runs: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) --workers 1
 
-results: .venv/.ok  ## the full evaluation, into docs/results.md
-	$(BIN)/kedro run --pipelines results
+results: .venv/.ok  ## the full evaluation of every family, into docs/results.md
+	@for family in sd15 sdxl sd3; do $(BIN)/kedro run --pipelines results --params family=$$family || exit 1; done
 
 bench: .venv/.ok  ## speed and memory, side by side
 	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

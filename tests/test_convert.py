@@ -43,8 +43,22 @@ def test_unet_tables_are_shared_by_the_published_stages(tmp_path: Path) -> None:
     torch.save(nn.Parameter(torch.randn(4, 16)), tmp_path / "dc_tokens.pth")
     assert read_published("sdxl", tmp_path).config == SoftTokensConfig(("down", "mid"), 4, 16, 0, shared=True)
     assert read_published("sd15", tmp_path).config.layers == ("down",)
-    with pytest.raises(ValueError, match=r"has shape \(4, 16\), which is not that of family sd3"):
+    with pytest.raises(ValueError, match=r"has shape \(4, 16\), which is not that of softrepa for sd3"):
         read_published("sd3", tmp_path)
+
+
+def test_agsm_s_positive_bank_is_taken(tmp_path: Path) -> None:
+    base, table = nn.Parameter(torch.randn(2, 3, 4, 8)), nn.Embedding(100, 24)
+    torch.save(base, tmp_path / "soft_tokens.pth")
+    torch.save(table, tmp_path / "soft_t_tokens.pth")
+    tokens = read_published("sd3", tmp_path, "agsm")
+    assert torch.equal(tokens.base, base[0])
+    assert torch.equal(tokens.time, table.weight)
+    torch.save(nn.Parameter(torch.randn(2, 4, 16)), tmp_path / "soft_tokens.pth")
+    (tmp_path / "soft_t_tokens.pth").unlink()
+    assert read_published("sd15", tmp_path, "agsm").config.layers == ("down", "mid")
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 16\), which is not that of agsm for sd3"):
+        read_published("sd3", tmp_path, "agsm")
 
 
 class Hostile:

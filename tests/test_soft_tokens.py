@@ -90,7 +90,7 @@ def test_file_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_shared_tokens_are_one_layer_for_all(tmp_path: Path) -> None:
     tokens = SoftTokens(SoftTokensConfig(("down", "mid"), 4, 8, 10, shared=True))
     assert tokens(torch.tensor([1.0, 900.0])).shape == (1, 2, 4, 8)
-    save_soft_tokens(tokens, tmp_path / "t.safetensors", {})
+    save_soft_tokens(tokens, tmp_path / "t.safetensors", {"family": "sdxl"})
     assert load_soft_tokens(tmp_path / "t.safetensors")[0].config == tokens.config
 
 
@@ -115,4 +115,34 @@ def test_tokens_of_another_family_and_tensors_of_another_shape_are_refused(tmp_p
         metadata = opened.metadata()
     save_file({"base": torch.zeros(3, 5, 8), "time": torch.zeros(100, 24)}, file, metadata=metadata)
     with pytest.raises(ValueError, match=r"\(3, 5, 8\).* but its configuration asks for .*\(3, 4, 8\)"):
+        load_soft_tokens(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": None}, "has no valid configuration"),
+        ({"config": "{"}, "has no valid configuration"),
+        ({"config": '{"num_token": 4}'}, "unknown parameter config.num_token; did you mean config.num_tokens"),
+        ({"family": None}, "does not say which family"),
+    ],
+)
+def test_a_spoiled_header_is_named(tmp_path: Path, change: dict[str, str | None], message: str) -> None:
+    file = tmp_path / "t.safetensors"
+    save_soft_tokens(SoftTokens(CONFIG), file, {"family": "sd3"})
+    with safe_open(file, framework="pt") as opened:
+        metadata = {**opened.metadata(), **change}
+        tensors = {name: opened.get_tensor(name) for name in ("base", "time")}
+    save_file(tensors, file, metadata={name: value for name, value in metadata.items() if value is not None})
+    with pytest.raises(ValueError, match=message):
+        load_soft_tokens(file)
+
+
+def test_non_finite_tokens_are_not_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    save_soft_tokens(SoftTokens(CONFIG), file, {"family": "sd3"})
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({"base": torch.full((3, 4, 8), torch.nan), "time": torch.zeros(100, 24)}, file, metadata=metadata)
+    with pytest.raises(ValueError, match="holds a value that is not finite"):
         load_soft_tokens(file)

@@ -25,7 +25,7 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
     return wrapped
@@ -44,11 +44,11 @@ def main() -> None:
 @click.option("--prompts-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One prompt a line.")
 @click.option("--negative-prompt")
 @click.option("--strength", default=1.0, show_default=True, help="0 is the base, 1 the tokens as trained.")
-@click.option("--seeds", default=1, show_default=True, help="Images for each prompt.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Images for each prompt.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", type=int, help="The family's published number unless given.")
 @click.option("--guidance", type=float, help="The family's published scale unless given.")
-@click.option("--batch-size", default=4, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
@@ -147,7 +147,7 @@ def convert(family: str, objective: str, base_model: str, licence: str, output: 
     from softrepa_pipeline.convert import read_published
     from softrepa_pipeline.soft_tokens import save_soft_tokens
 
-    tokens = read_published(family, folder)
+    tokens = read_published(family, folder, objective)
     metadata = {"family": family, "objective": objective, "base_model": base_model, "licence": licence}
     save_soft_tokens(tokens, output, metadata)
     click.echo(f"{output}: {tokens.num_parameters:,} numbers for family {family}, layers {tokens.config.layers}")

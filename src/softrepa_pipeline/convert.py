@@ -11,29 +11,38 @@ from torch import Tensor, nn
 
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 
-_TOKENS, _TIME_TABLE = "dc_tokens.pth", "dc_t_tokens.pth"
+_FILES = {"softrepa": ("dc_tokens.pth", "dc_t_tokens.pth"), "agsm": ("soft_tokens.pth", "soft_t_tokens.pth")}
 # What a pickled nn.Embedding is made of; anything else that a file names is refused.
 _ALLOWED: list[Any] = [nn.Embedding, set]
-_UNET_LAYERS = {"sd15": ("down",), "sdxl": ("down", "mid")}
+_UNET_LAYERS = {
+    ("softrepa", "sd15"): ("down",),
+    ("softrepa", "sdxl"): ("down", "mid"),
+    ("agsm", "sd15"): ("down", "mid"),
+    ("agsm", "sdxl"): ("down", "mid"),
+}
 
 
-def read_published(family: str, folder: Path) -> SoftTokens:
-    """Tokens of a folder with `dc_tokens.pth` and, where they depend on the timestep, `dc_t_tokens.pth`.
+def read_published(family: str, folder: Path, objective: str = "softrepa") -> SoftTokens:
+    """Tokens of a folder of published tables: a base and, where they depend on the timestep, a time table.
 
-    SD3's have shape (layers, tokens, width), for its first layers; the UNets' (tokens, width), shared by the blocks
-    that the public code gives them to: down for SD1.5, down and mid for SDXL.
+    SD3's base has shape (layers, tokens, width), for its first layers; the UNets' (tokens, width), shared by the blocks
+    that the public code gives them to. AGSM's has two banks in front, of which the first, ψ⁺, is taken; its time table
+    belongs to both.
 
     Raises:
-        FileNotFoundError: there is no `dc_tokens.pth`.
+        FileNotFoundError: there is no base.
         ValueError: a file holds anything but a table of numbers, or its shape is another family's.
     """
-    base = _read(folder / _TOKENS)
-    if base.ndim != (3 if family == "sd3" else 2):
-        raise ValueError(f"{folder / _TOKENS} has shape {tuple(base.shape)}, which is not that of family {family}")
-    time = _read(folder / _TIME_TABLE) if (folder / _TIME_TABLE).is_file() else None
+    base_file, time_file = (folder / name for name in _FILES[objective])
+    base = _read(base_file)
     shared = family != "sd3"
+    if base.ndim != 3 - shared + (objective == "agsm"):
+        raise ValueError(f"{base_file} has shape {tuple(base.shape)}, which is not that of {objective} for {family}")
+    if objective == "agsm":
+        base = base[0]
+    time = _read(time_file) if time_file.is_file() else None
     base = base[None] if shared else base
-    layers = _UNET_LAYERS[family] if shared else tuple(map(str, range(len(base))))
+    layers = _UNET_LAYERS[objective, family] if shared else tuple(map(str, range(len(base))))
     config = SoftTokensConfig(layers, base.shape[1], base.shape[2], 0 if time is None else len(time), shared)
     tokens = SoftTokens(config)
     tensors = {"base": base} if time is None else {"base": base, "time": time}

@@ -6,7 +6,6 @@ evaluated in any number of parts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +53,7 @@ def relative_logits(
 def raw_logits(
     errors: Float[Tensor, "images captions"], scale: float, temperature: Tensor
 ) -> Float[Tensor, "images captions"]:
-    """logit[i, j] = −scale · err[i, j] / τ: the paper's ablation, without bound."""
+    """logit[i, j] = −scale · err[i, j] / τ, without bound; with scale 1 the paper's ablation."""
     return -scale * errors / temperature
 
 
@@ -66,32 +65,28 @@ def softrepa_loss(
     logits: Float[Tensor, "images captions"],
     own: Int[Tensor, " images"],
     denoising_weight: Tensor | float,
-    is_candidate: Bool[Tensor, "images captions"] | None = None,
     symmetric: bool = False,
 ) -> RowLoss:
     """L_i = CE(logit[i, :], own_i) + λ · err[i, own_i] (SoftREPA's objective; λ a number or one per image).
 
-    `own` is the column of each image's own caption; columns where `is_candidate` is False do not compete, such as
-    captions that are true of the image as well. `symmetric` averages the cross-entropy over rows with the one over
-    columns, caption against images, as CLIP does; the matrix must then be square with `own` on its diagonal.
+    `own` is the column of each image's own caption. Captions with an infinite error do not compete, such as those that
+    are true of the image as well. `symmetric` averages the cross-entropy over rows with the one over columns, caption
+    against images, as CLIP does; the matrix must then be square with `own` on its diagonal.
     """
-    if is_candidate is not None:
-        keep = is_candidate | F.one_hot(own, errors.shape[1]).bool()
-        logits = logits.masked_fill(~keep, -torch.inf)
-        competing = errors.masked_fill(~keep, torch.inf)
-    else:
-        competing = errors
+    logits = logits.masked_fill(errors.isinf(), -torch.inf)
     contrastive = F.cross_entropy(logits, own, reduction="none")
     if symmetric:
         contrastive = (contrastive + F.cross_entropy(logits.T, own, reduction="none")) / 2
     positive = errors.gather(1, own[:, None]).squeeze(1)
-    is_retrieved = (competing.argmin(dim=1) == own).float()
+    is_retrieved = (errors.argmin(dim=1) == own).float()
     return RowLoss(contrastive + denoising_weight * positive, contrastive.detach(), is_retrieved)
 
 
-def mutual_information_bound(contrastive: float, num_candidates: int) -> float:
+def mutual_information_bound(
+    contrastive: Float[Tensor, " images"], num_candidates: Float[Tensor, " images"]
+) -> Float[Tensor, " images"]:
     """I(image; text) ≥ log K − L in nats, for K candidates and the contrastive loss L (InfoNCE, arXiv 1807.03748)."""
-    return math.log(num_candidates) - contrastive
+    return num_candidates.log() - contrastive
 
 
 def plackett_luce_weights(
@@ -107,13 +102,17 @@ def agsm_targets(
     positive_shift: float,
     negative_shift: float,
     temperature: float,
+    is_candidate: Bool[Tensor, "images captions"] | None = None,
 ) -> Float[Tensor, "images captions channels height width"]:
     """target + γ⁺ Δ[i, 0] for the own caption in column 0, target − γ⁻ Δ[i, j] for the others (AGSM).
 
-    Δ[i, j] = v̂[i, j] − Σ_k w[i, k] v̂[i, k], with `predictions` v̂ of the averaged tokens; no gradient passes.
+    Δ[i, j] = v̂[i, j] − Σ_k w[i, k] v̂[i, k], with `predictions` v̂ of the averaged tokens; no gradient passes. Captions
+    that are no candidates have no weight.
     """
     predictions, target = predictions.detach().float(), target.float()[:, None]
     errors = (predictions - target).square().flatten(2).mean(dim=2)
+    if is_candidate is not None:
+        errors = errors.masked_fill(~is_candidate, torch.inf)
     weights = plackett_luce_weights(errors, temperature)[:, :, None, None, None]
     shift = predictions - (weights * predictions).sum(dim=1, keepdim=True)
     return torch.cat([target + positive_shift * shift[:, :1], target - negative_shift * shift[:, 1:]], dim=1)
@@ -122,7 +121,12 @@ def agsm_targets(
 def agsm_loss(
     predictions: Float[Tensor, "images captions channels height width"],
     targets: Float[Tensor, "images captions channels height width"],
+    is_candidate: Bool[Tensor, "images captions"] | None = None,
 ) -> Float[Tensor, " images"]:
-    """L_i = ‖v_{ψ⁺}[i, 0] − target⁺‖² + mean_{j > 0} ‖v_{ψ⁻}[i, j] − target⁻‖², norms as means over an image (AGSM)."""
+    """L_i = ‖v_{ψ⁺}[i, 0] − target⁺‖² + mean_{j > 0} ‖v_{ψ⁻}[i, j] − target⁻‖², norms as means over an image (AGSM).
+
+    The second mean is over candidates; it is 0 for an image that has none.
+    """
     errors = (predictions.float() - targets).square().flatten(2).mean(dim=2)
-    return errors[:, 0] + errors[:, 1:].mean(dim=1)
+    counted = torch.ones_like(errors[:, 1:]) if is_candidate is None else is_candidate[:, 1:].to(errors)
+    return errors[:, 0] + (errors[:, 1:] * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from softrepa_pipeline.config import build
+
 FORMAT_VERSION = "2"
 _NUM_TIMESTEPS = 1000
 _INIT_STD = 0.02
@@ -142,14 +144,20 @@ def load_soft_tokens(path: Path, family: str | None = None) -> tuple[SoftTokens,
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); train the tokens again") from error
     metadata = _to_current_version(metadata, path)
-    if family is not None and metadata.get("family") != family:
-        raise ValueError(f"{path} holds soft tokens for family {metadata.get('family')}, not for {family}")
-    settings = json.loads(metadata["config"])
-    tokens = SoftTokens(SoftTokensConfig(**{**settings, "layers": tuple(settings["layers"])}))
+    if "family" not in metadata:
+        raise ValueError(f"{path} does not say which family its tokens are for")
+    if family is not None and metadata["family"] != family:
+        raise ValueError(f"{path} holds soft tokens for family {metadata['family']}, not for {family}")
+    try:
+        tokens = SoftTokens(build(SoftTokensConfig, json.loads(metadata["config"]), "config"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has no valid configuration ({error}); train the tokens again") from error
     expected = {name: tuple(value.shape) for name, value in tokens.state_dict().items()}
     found_shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != found_shapes:
         raise ValueError(f"{path} holds tensors {found_shapes}, but its configuration asks for {expected}")
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise ValueError(f"{path} holds a value that is not finite; train the tokens again")
     tokens.load_state_dict(tensors)
     return tokens, metadata
 

@@ -192,5 +192,30 @@ def test_what_tokens_cannot_stand_beside_is_refused(backbone: Backbone) -> None:
                 backbone.denoiser(
                     noised.sample, 5, prompt.states, encoder_attention_mask=torch.ones(prompt.states.shape[:2])
                 )
+        else:
+            with pytest.raises(ValueError, match="cannot stand beside an IP-Adapter"):
+                backbone.denoiser(
+                    noised.sample,
+                    prompt.states,
+                    prompt.pooled,
+                    noised.timestep,
+                    joint_attention_kwargs={"ip_adapter_image_embeds": [prompt.states]},
+                )
         with add_tokens(backbone, tokens), pytest.raises(ValueError, match="has soft tokens already"):
             backbone.predict(noised, prompt)
+
+
+def test_dual_attention_blocks_of_sd35_take_tokens_too(sd3: Backbone) -> None:
+    torch.manual_seed(0)
+    config = {**sd3.denoiser.config, "dual_attention_layers": (0, 1, 2)}
+    sd3.pipeline.transformer = type(sd3.denoiser).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in sd3.denoiser.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    assert sd3.denoiser.transformer_blocks[0].use_dual_attention
+    noised, prompt = batch(sd3)
+    tokens = make_tokens("sd3")
+    wanted = plain.plain_forward(sd3, noised, prompt, tokens)
+    with add_tokens(sd3, tokens):
+        found = sd3.predict(noised, prompt)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()

@@ -154,9 +154,9 @@ def test_candidates_are_a_function_of_seed_and_step_and_never_repeat_the_own_cap
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     config = replace(CONFIG, num_steps=100, learning_rate=1.0, warmup_steps=10, decay_share=0.5)
-    rates = [config.learning_rate_at(step) for step in (0, 9, 50, 75, 99)]
+    rates = [config.learning_rate_at(step, 100) for step in (0, 9, 50, 75, 99)]
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
-    assert replace(config, decay_share=0.0).learning_rate_at(99) == 1.0
+    assert replace(config, decay_share=0.0).learning_rate_at(99, 100) == 1.0
 
 
 def test_structured_negatives_contradict_the_caption_that_was_drawn(data: TrainingSet) -> None:
@@ -183,6 +183,8 @@ def test_tokens_from_an_empty_caption_are_the_states_that_blocks_see(sd3: Backbo
         ({"logits": "linear"}, r"fit\.logits must be one of exponential, relative, raw, not 'linear'"),
         ({"objective": "dpo"}, r"fit\.objective must be one of softrepa, agsm, dsm, not 'dpo'"),
         ({"symmetric": True}, r"fit\.symmetric compares images with each other: set candidates: batch"),
+        ({"num_epochs": 2}, r"fit: set one of num_steps and num_epochs"),
+        ({"num_steps": None}, r"fit: set one of num_steps and num_epochs"),
         ({"temperature": (0.1, 0.0)}, r"fit\.temperature must be above 0"),
         ({"mined_share": 0.7}, r"fit\.edited_share and fit\.mined_share must be shares of one whole"),
         ({"timestep_range": (500.0, 500.0)}, r"fit\.timestep_range must lie in \[0, 1000\], low before high"),
@@ -227,7 +229,8 @@ def test_softrepa_step_equals_the_published_code_s(backbone: Backbone, data: Tra
         own_first = [[text, *captions[:i], *captions[i + 1 :]] for i, text in enumerate(captions)]
         noised = backbone.noise(latents, noise, timestep).repeat_interleave(4)
         is_candidate = torch.ones(4, 4, dtype=torch.bool)
-        rows = Rows(noised, encode_candidates(backbone, own_first), torch.full((4,), 0.07), is_candidate)
+        prompt = encode_candidates(backbone, own_first).of(torch.arange(4))
+        rows = Rows(noised, prompt, torch.full((4,), 0.07), is_candidate)
         loss = method.row_result(backbone, rows).loss.mean()
         found = torch.autograd.grad(loss, method.trainable)
     torch.testing.assert_close(loss, published, rtol=1e-5, atol=0)
@@ -287,8 +290,8 @@ def test_offset_noise_shifts_whole_channels(sd3: Backbone, data: TrainingSet) ->
 @pytest.mark.parametrize("key", PRESETS, ids=" ".join)
 def test_every_preset_can_be_changed_in_one_setting(key: tuple[str, str, str]) -> None:
     preset, family, objective = key
-    config = fit_config(preset, family, objective, {"num_steps": 7})
-    assert config == replace(PRESETS[key].settings, num_steps=7)
+    config = fit_config(preset, family, objective, {"num_steps": 7, "num_epochs": None})
+    assert config == replace(PRESETS[key].settings, num_steps=7, num_epochs=None)
     assert config.objective == objective
     with pytest.raises(ValueError, match=r"unknown parameter fit\.steps; did you mean"):
         fit_config(preset, family, objective, {"steps": 7})
@@ -297,3 +300,17 @@ def test_every_preset_can_be_changed_in_one_setting(key: tuple[str, str, str]) -
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(ValueError, match=r"no preset 'fast' .* presets: published, embedded; objectives"):
         fit_config("fast", "sd3", "softrepa", {})
+
+
+def test_epochs_follow_the_size_of_the_data() -> None:
+    config = replace(CONFIG, num_steps=None, num_epochs=3)
+    assert [config.steps_for(size) for size in (5, 4, 118_287)] == [4, 3, 88_716]
+    assert CONFIG.steps_for(5) == 6
+
+
+def test_each_layer_starts_from_its_own_block_s_state_in_any_order(sd3: Backbone, data: TrainingSet) -> None:
+    config = replace(CONFIG, initial="null_text")
+    forth, back = (
+        initial_tokens(sd3, sd3.sites(layers), config, data.latents.shape[1:]).base for layers in ((0, 2), (2, 0))
+    )
+    torch.testing.assert_close(forth, back.flip(0))

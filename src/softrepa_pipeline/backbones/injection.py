@@ -116,7 +116,7 @@ def _register(denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float
     for index, block in enumerate(sites.blocks):
         layer = layer_of.get(index)
         # A tensor, not an int: dynamo would compile every block anew for each constant.
-        row = None if layer is None else torch.tensor(layer)
+        row = None if layer is None else torch.tensor(layer, device=next(denoiser.parameters()).device)
         prepend = _prepend(sites, row, argument_binder(block))
         handles.append(block.register_forward_pre_hook(prepend, with_kwargs=True))
         if row is not None:
@@ -129,12 +129,16 @@ def _make_tokens(sites: Sites, tokens: Tokens, bind: Callable[..., dict]) -> Cal
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         arguments = bind(args, kwargs)
         text = _text_of(arguments)
-        if _KEY in (arguments.get(sites.kwargs_name) or {}):
-            raise ValueError("this denoiser has soft tokens already; remove them before others are injected")
-        timestep = torch.as_tensor(arguments["timestep"], device=text.device).expand(text.shape[0])
+        # On the tokens' own device: a pipeline may have been moved, or move its parts, since they were injected.
+        device = next(tokens.parameters()).device
+        timestep = torch.as_tensor(arguments["timestep"], device=device).expand(text.shape[0]).float()
         carried = dict(arguments.get(sites.kwargs_name) or {})
+        if _KEY in carried:
+            raise ValueError("this denoiser has soft tokens already; remove them before others are injected")
+        if any(name.startswith("ip_") for name in carried):
+            raise ValueError("soft tokens cannot stand beside an IP-Adapter's image prompts")
         bank = carried.pop(_BANK, None)
-        states = tokens(timestep.float()) if bank is None else tokens(timestep.float(), bank)
+        states = tokens(timestep) if bank is None else tokens(timestep, bank.to(device))
         return (), {**arguments, sites.kwargs_name: {**carried, _KEY: states.to(text.device)}}
 
     return hook
@@ -157,7 +161,7 @@ def _prepend(sites: Sites, row: Tensor | None, bind: Callable[..., dict]) -> Cal
         arguments[sites.kwargs_name] = carried or None
         if row is not None:
             text = _text_of(arguments)
-            layer = states.index_select(0, row.to(states.device)).squeeze(0).to(text.dtype)
+            layer = states.index_select(0, row.to(states.device)).squeeze(0).to(text)
             arguments[_TEXT] = torch.cat([layer, text], dim=1)
         return (), arguments
 

@@ -36,7 +36,8 @@ class ModelConfig:
 
     `vae` replaces the base's autoencoder, as one that is safe in half precision for SDXL. `t5` and
     `max_sequence_length` are SD3's: whether its third text encoder is loaded, and how many tokens that one adds to a
-    caption (77, 256 or 512; without T5 that many zeros, and 0 for a base that was trained without them).
+    caption (77, 256 or 512; without T5 that many zeros, and 0 for a base that was trained without them). `licence` is
+    what tokens trained on this base are marked with.
     """
 
     family: str
@@ -49,6 +50,7 @@ class ModelConfig:
     vae: str | None = None
     t5: bool = True
     max_sequence_length: int = 256
+    licence: str = "unknown"
 
     def __post_init__(self) -> None:
         if self.family not in BACKBONES:
@@ -68,8 +70,11 @@ def load_backbone(config: ModelConfig) -> Backbone:
     """
     pipeline_class, backbone_class = BACKBONES[config.family]
     index = model_index(config.base)
-    source = {"local_files_only": config.local_files_only or index is not None, "dtype": DTYPES[config.dtype]}
-    options: dict[str, Any] = {**source, "revision": config.revision, "variant": config.variant}
+    dtype = DTYPES[config.dtype]
+    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "variant": config.variant}
+    options["local_files_only"] = config.local_files_only or index is not None
+    if index is not None and not any(Path(config.base).rglob(f"*.{config.variant}.*")):
+        options["variant"] = None
     if index is not None:
         found = index.get("_class_name")
         if found != pipeline_class.__name__:
@@ -78,7 +83,9 @@ def load_backbone(config: ModelConfig) -> Backbone:
         # A pipeline saved without T5 opens only when told again that there is none.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
     if config.vae is not None:
-        options["vae"] = AutoencoderKL.from_pretrained(config.vae, **source)
+        options["vae"] = AutoencoderKL.from_pretrained(
+            config.vae, dtype=dtype, local_files_only=config.local_files_only
+        )
     pipeline = pipeline_class.from_pretrained(config.base, **options)
     pipeline.set_progress_bar_config(disable=True)
     call_options = {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
@@ -99,6 +106,6 @@ def model_index(base: str) -> dict[str, Any] | None:
                 f"model folder {folder} has no model_index.json; point model.base at a diffusers folder"
             )
         return json.loads(index.read_text())
-    if folder.is_absolute() or base.startswith("."):
+    if folder.is_absolute() or base.startswith(".") or len(folder.parts) != 2:
         raise FileNotFoundError(f"no model folder at {folder}; set model.base to a diffusers folder or a hub id")
     return None

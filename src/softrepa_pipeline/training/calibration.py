@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -46,15 +48,26 @@ def _row_deviation(
     timestep = ((bucket + share) * _NUM_TIMESTEPS / _NUM_BUCKETS).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     noised = backbone.noise(latents, noise, timestep).repeat_interleave(config.num_candidates)
-    prompt = encode_candidates(backbone, candidates.captions)
+    prompt = encode_candidates(backbone, candidates.captions).of(torch.arange(len(latents)))
     errors = denoising_errors(backbone.predict(noised, prompt), noised.target)
     return errors.view(len(latents), -1).std(dim=1).cpu()
 
 
-def encode_candidates(backbone: Backbone, captions: list[list[str]]) -> Prompt:
-    """Encode each distinct caption once; the result holds one row a pair, image by image."""
-    flat = [caption for row in captions for caption in row]
-    distinct = sorted(set(flat))
+@dataclass(frozen=True)
+class EncodedCandidates:
+    """A step's captions, each encoded once; `rows` (images, captions) says which is whose."""
+
+    prompt: Prompt
+    rows: Tensor
+
+    def of(self, images: Tensor) -> Prompt:
+        """The candidates of some images, one entry a pair, image by image."""
+        return self.prompt[self.rows[images].flatten().to(self.prompt.states.device)]
+
+
+def encode_candidates(backbone: Backbone, captions: list[list[str]]) -> EncodedCandidates:
+    """Encode each distinct caption once."""
+    distinct = sorted({caption for row in captions for caption in row})
     row_of = {caption: row for row, caption in enumerate(distinct)}
-    rows = torch.tensor([row_of[caption] for caption in flat], device=backbone.device)
-    return backbone.encode_prompts(distinct)[rows]
+    rows = torch.tensor([[row_of[caption] for caption in row] for row in captions])
+    return EncodedCandidates(backbone.encode_prompts(distinct), rows)

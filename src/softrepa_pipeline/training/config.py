@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from softrepa_pipeline.objectives import LOGITS
@@ -26,14 +27,16 @@ class FitConfig:
     caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
     `calibrated` in units of the base model's own error gap between captions at t), `denoising_weight` λ, and
     `symmetric` for caption against images as well. `agsm` has γ⁺ `positive_shift`, γ⁻ `negative_shift`, its
-    `ranking_temperature` and `ema_decay`. `dsm` trains on the images' own captions alone.
+    `ranking_temperature`, `ema_decay` and `ema_warmup`. `dsm` trains on the images' own captions alone.
 
-    Optimiser: the learning rate falls to zero over the last `decay_share` of the steps.
+    Length and optimiser: `num_steps`, or `num_epochs` of the data; the learning rate falls to zero over the last
+    `decay_share` of the steps. `max_pairs_in_memory` bounds what one backward holds.
     """
 
     layers: tuple[int | str, ...]
-    num_steps: int
     batch_size: int
+    num_steps: int | None = None
+    num_epochs: int | None = None
     objective: str = "softrepa"
     shared: bool = False
     num_tokens: int = 4
@@ -56,6 +59,7 @@ class FitConfig:
     negative_shift: float = 0.1
     ranking_temperature: float = 0.1
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     decay_share: float = 0.0
@@ -69,6 +73,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_ranges()
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("fit: set one of num_steps and num_epochs, and the other to null")
         if self.symmetric and not (self.candidates == "batch" and self.shared_draws):
             raise ValueError("fit.symmetric compares images with each other: set candidates: batch and shared_draws")
         if self.symmetric and self.num_pairs > self.max_pairs_in_memory:
@@ -98,8 +104,9 @@ class FitConfig:
             raise ValueError(f"fit.timestep_range must lie in [0, 1000], low before high, not {self.timestep_range}")
         if min(self.temperatures) <= 0:
             raise ValueError(f"fit.temperature must be above 0, not {self.temperature}")
-        for name in ("num_steps", "batch_size", "num_negatives", "checkpoint_steps", "max_pairs_in_memory"):
-            if getattr(self, name) < 1:
+        counts = ("num_steps", "num_epochs", "batch_size", "num_negatives", "checkpoint_steps", "max_pairs_in_memory")
+        for name in counts:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
 
     @property
@@ -118,8 +125,12 @@ class FitConfig:
         """τ for equal buckets of timesteps."""
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
-    def learning_rate_at(self, step: int) -> float:
+    def steps_for(self, num_images: int) -> int:
+        """Length of a run in steps, for a data set of `num_images`."""
+        return self.num_steps or math.ceil((self.num_epochs or 0) * num_images / self.batch_size)
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Linear warm-up, then constant, then a linear decay to zero."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        remaining = (self.num_steps - step) / self.num_steps
+        remaining = (num_steps - step) / num_steps
         return self.learning_rate * warm * min(1.0, remaining / self.decay_share if self.decay_share else 1.0)

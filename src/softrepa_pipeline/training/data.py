@@ -19,7 +19,8 @@ from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.training.config import FitConfig
 
-_ENCODE_BATCH = 64
+_MAX_ENCODE_BATCH = 64
+_ENCODE_PIXELS = 2**22  # at once: 16 images of 512 pixels
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ def encode_latents(
     """Encode images in order into one safetensors file at `path`, or read it where it is complete."""
     if not path.is_file():
         parts, batch = [], []
+        batch_size = max(1, min(_MAX_ENCODE_BATCH, _ENCODE_PIXELS // resolution**2))
         for image in tqdm(images, total=total, desc="encoding latents", mininterval=2):
             batch.append(to_pixels(image, resolution))
-            if len(batch) == _ENCODE_BATCH:
+            if len(batch) == batch_size:
                 parts.append(backbone.encode_images(torch.stack(batch)).cpu())
                 batch = []
         if batch:

@@ -14,10 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, inject
-from softrepa_pipeline.objectives import mutual_information_bound
 from softrepa_pipeline.randomness import torch_generator
 from softrepa_pipeline.soft_tokens import SoftTokens, bucket_of
-from softrepa_pipeline.training.calibration import encode_candidates, temperatures
+from softrepa_pipeline.training.calibration import EncodedCandidates, encode_candidates, temperatures
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from softrepa_pipeline.training.config import FitConfig
 from softrepa_pipeline.training.data import Candidates, TrainingSet
@@ -46,20 +45,21 @@ def fit(backbone: Backbone, data: TrainingSet, config: FitConfig, folder: Path, 
         ValueError: the newest checkpoint is damaged, or the loss is not finite.
     """
     sites = backbone.sites(config.layers)
-    method = METHODS[config.objective](initial_tokens(backbone, sites, config, data.latents.shape[1:]), config)
+    tokens = initial_tokens(backbone, sites, config, data.latents.shape[1:])
+    method = METHODS[config.objective](tokens, config).to(backbone.device)
     optimizer = torch.optim.AdamW(method.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    num_steps = config.steps_for(len(data.latents))
     progress = load_checkpoint(folder, method, optimizer)
-    method.to(backbone.device)
     if progress is None:
         progress = Progress(0, temperatures(backbone, data, config))
         logger.info("temperatures by timestep: %s", ", ".join(f"{value:.4g}" for value in progress.temperatures))
     else:
-        logger.info("going on from step %d of %d (%s)", progress.step, config.num_steps, folder)
+        logger.info("going on from step %d of %d (%s)", progress.step, num_steps, folder)
     log = _replay(folder / "metrics.jsonl", progress.step, observer)
-    milestones = {0, config.num_steps // 2}
+    milestones = {0, num_steps // 2}
     injected = inject(backbone.denoiser, sites, method.injected)
-    with injected, log.open("a") as stream, _bar(config, progress) as bar:
-        for step in range(progress.step, config.num_steps):
+    with injected, log.open("a") as stream, _bar(num_steps, progress) as bar:
+        for step in range(progress.step, num_steps):
             if step in milestones:
                 observer.on_milestone(step, method.tokens)
             record = train_step(backbone, data, method, optimizer, config, replace(progress, step=step))
@@ -68,9 +68,9 @@ def fit(backbone: Backbone, data: TrainingSet, config: FitConfig, folder: Path, 
             observer.on_record(record)
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
-            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.num_steps:
+            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == num_steps:
                 save_checkpoint(folder, method, optimizer, replace(progress, step=step + 1))
-        observer.on_milestone(config.num_steps, method.tokens)
+        observer.on_milestone(num_steps, method.tokens)
     return method.tokens
 
 
@@ -91,12 +91,13 @@ def train_step(
     rows_at_once = max(1, pairs_at_once // config.num_candidates)
     optimizer.zero_grad(set_to_none=True)
     results = []
+    encoded = encode_candidates(backbone, candidates.captions)
     for images in torch.arange(config.batch_size).split(rows_at_once):
-        result = method.row_result(backbone, _rows(backbone, candidates, draws, images))
+        result = method.row_result(backbone, _rows(backbone, candidates, encoded, draws, images))
         (result.loss.sum() / config.batch_size).backward()
         results.append(result)
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate_at(progress.step)
+        group["lr"] = config.learning_rate_at(progress.step, config.steps_for(len(data.latents)))
     norm = torch.nn.utils.clip_grad_norm_(method.trainable, config.max_gradient_norm)
     if not torch.isfinite(norm):
         raise ValueError(
@@ -136,12 +137,13 @@ def _draw(data: TrainingSet, config: FitConfig, candidates: Candidates, progress
     return _Draws(latents, noise.to(latents), timestep, temperature)
 
 
-def _rows(backbone: Backbone, candidates: Candidates, draws: _Draws, images: Tensor) -> Rows:
-    prompt = encode_candidates(backbone, [candidates.captions[image] for image in images.tolist()])
+def _rows(
+    backbone: Backbone, candidates: Candidates, encoded: EncodedCandidates, draws: _Draws, images: Tensor
+) -> Rows:
     parts = (draws.latents, draws.noise, draws.timestep, draws.temperature, candidates.is_candidate)
     latents, noise, timestep, temperature, is_candidate = (part[images].to(backbone.device) for part in parts)
     noised = backbone.noise(latents, noise, timestep).repeat_interleave(is_candidate.shape[1])
-    return Rows(noised, prompt, temperature, is_candidate)
+    return Rows(noised, encoded.of(images), temperature, is_candidate)
 
 
 def _record(results: list[RowResult]) -> Record:
@@ -149,8 +151,6 @@ def _record(results: list[RowResult]) -> Record:
     record = {"loss": torch.cat([result.loss.detach() for result in results]).mean().item()}
     for name in results[0].measures:
         record[name] = torch.cat([result.measures[name] for result in results]).mean().item()
-    if "contrastive_loss" in record:
-        record["mutual_information_bound"] = mutual_information_bound(record["contrastive_loss"], errors.shape[1])
     record["error_positive"] = errors[:, 0].mean().item()
     if errors.shape[1] > 1:
         record["error_negative"] = errors[:, 1:].mean().item()
@@ -167,5 +167,5 @@ def _replay(log: Path, steps: int, observer: Observer) -> Path:
     return log
 
 
-def _bar(config: FitConfig, progress: Progress) -> tqdm:
-    return tqdm(total=config.num_steps, initial=progress.step, desc="training soft tokens", mininterval=1)
+def _bar(num_steps: int, progress: Progress) -> tqdm:
+    return tqdm(total=num_steps, initial=progress.step, desc="training soft tokens", mininterval=1)

@@ -36,11 +36,11 @@ def initial_tokens(backbone: Backbone, sites: Sites, config: FitConfig, latent_s
 @torch.no_grad()
 def _null_text_states(backbone: Backbone, sites: Sites, latent_shape: torch.Size) -> Tensor:
     """BOS states (layers, width) that enter the chosen blocks with the empty caption, pure noise, mid-way."""
-    seen: list[Tensor] = []
+    seen: dict[int, Tensor] = {}
     handles = []
     for index in sites.chosen:
         block = sites.blocks[index]
-        remember = _remember(seen, argument_binder(block))
+        remember = _remember(seen, index, argument_binder(block))
         handles.append(block.register_forward_pre_hook(remember, with_kwargs=True))
     prompt = backbone.encode_prompts([""])
     noise = torch.randn((1, *latent_shape), generator=torch_generator(0, "null text")).to(prompt.states)
@@ -48,11 +48,11 @@ def _null_text_states(backbone: Backbone, sites: Sites, latent_shape: torch.Size
     backbone.predict(backbone.noise(torch.zeros_like(noise), noise, timestep), prompt)
     for handle in handles:
         handle.remove()
-    return torch.cat(seen)[:, 0]
+    return torch.cat([seen[index][:, 0] for index in sites.chosen])
 
 
-def _remember(seen: list[Tensor], bind: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+def _remember(seen: dict[int, Tensor], index: int, bind: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        seen.append(bind(args, kwargs)["encoder_hidden_states"])
+        seen[index] = bind(args, kwargs)["encoder_hidden_states"]
 
     return hook

@@ -12,7 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones import Backbone, Noised, Prompt
-from softrepa_pipeline.objectives import LOGITS, agsm_loss, agsm_targets, denoising_errors, softrepa_loss
+from softrepa_pipeline.objectives import (
+    LOGITS,
+    agsm_loss,
+    agsm_targets,
+    denoising_errors,
+    mutual_information_bound,
+    softrepa_loss,
+)
 from softrepa_pipeline.soft_tokens import SoftTokens, TokenBanks, Tokens
 from softrepa_pipeline.training.config import FitConfig
 
@@ -70,16 +77,21 @@ class SoftREPA(Method):
     """SoftREPA (arXiv 2503.08250): contrast between captions, and denoising with the own one."""
 
     def row_result(self, backbone: Backbone, rows: Rows) -> RowResult:
-        config, width = self.config, rows.is_candidate.shape[1]
-        errors = denoising_errors(backbone.predict(rows.noised, rows.prompt), rows.noised.target).view(-1, width)
-        scored, is_candidate, own = errors, rows.is_candidate, torch.zeros(len(errors), dtype=torch.long)
+        config, is_candidate = self.config, rows.is_candidate
+        errors = denoising_errors(backbone.predict(rows.noised, rows.prompt), rows.noised.target)
+        errors = errors.view(is_candidate.shape)
+        scored, own = errors.masked_fill(~is_candidate, torch.inf), torch.zeros(len(errors), dtype=torch.long)
         if config.symmetric:
-            scored, is_candidate, own = to_square(errors), to_square(is_candidate), torch.arange(len(errors))
+            scored, own = to_square(scored), torch.arange(len(errors))
         logits = LOGITS[config.logits](scored, config.scale, rows.temperature[:, None])
         # Departure: with a calibrated τ(t) the contrastive gradient grows as 1 / τ(t), so λ is counted in that unit.
         weight = config.denoising_weight / rows.temperature if config.calibrated else config.denoising_weight
-        row_loss = softrepa_loss(scored, logits, own.to(errors.device), weight, is_candidate, config.symmetric)
-        measures = {"contrastive_loss": row_loss.contrastive, "infonce_accuracy": row_loss.is_retrieved}
+        row_loss = softrepa_loss(scored, logits, own.to(errors.device), weight, config.symmetric)
+        measures = {
+            "contrastive_loss": row_loss.contrastive,
+            "infonce_accuracy": row_loss.is_retrieved,
+            "mutual_information_bound": mutual_information_bound(row_loss.contrastive, is_candidate.sum(dim=1).float()),
+        }
         return RowResult(row_loss.loss, errors, measures)
 
 
@@ -87,7 +99,7 @@ class SoftREPA(Method):
 class AGSM(Method):
     """AGSM (arXiv 2605.30038): matched pairs run with ψ⁺, mismatched with ψ⁻; averages of both set the targets.
 
-    Departure: the average's decay warms up as (1 + step) / (10 + step), so that a short run has one as well.
+    Departure: with `ema_warmup` the averages' decay is at most (1 + step) / (10 + step), which short runs need.
     """
 
     def __init__(self, tokens: SoftTokens, config: FitConfig) -> None:
@@ -103,20 +115,21 @@ class AGSM(Method):
             averaged = backbone.predict(rows.noised, rows.prompt, bank + 2).unflatten(0, shape)
         target = rows.noised.target.unflatten(0, shape)[:, 0]
         config = self.config
-        targets = agsm_targets(
-            averaged, target, config.positive_shift, config.negative_shift, config.ranking_temperature
-        )
+        shifts = (config.positive_shift, config.negative_shift)
+        targets = agsm_targets(averaged, target, *shifts, config.ranking_temperature, rows.is_candidate)
         predictions = backbone.predict(rows.noised, rows.prompt, bank)
         errors = denoising_errors(predictions.detach(), rows.noised.target).view(shape)
         return RowResult(
-            agsm_loss(predictions.unflatten(0, shape), targets),
+            agsm_loss(predictions.unflatten(0, shape), targets, rows.is_candidate),
             errors,
-            {"infonce_accuracy": (errors.argmin(dim=1) == 0).float()},
+            {"infonce_accuracy": (errors.masked_fill(~rows.is_candidate, torch.inf).argmin(dim=1) == 0).float()},
         )
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        decay = self.config.ema_decay
+        if self.config.ema_warmup:
+            decay = min(decay, (1 + step) / (10 + step))
         positive, negative, *averages = cast(TokenBanks, self.injected).banks
         for bank, average in zip((positive, negative), averages, strict=True):
             for parameter, mean in zip(bank.parameters(), average.parameters(), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
 from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, encode_latents, fit, fit_config
 
 _CODE = ("training", "backbones", "objectives", "soft_tokens", "randomness")
+_MODEL_OPTIONS = ("dtype", "variant", "vae", "t5", "max_sequence_length")
 _METRIC_STEPS = 5
 _NUM_SAMPLES = 8
 _GRID_COLUMNS = 4
@@ -42,13 +44,16 @@ def fit_tokens(
     sampling_config = build(SamplingConfig, sampling["settings"], "sampling.settings")
     base = source_digest(model_config.base, model_config.revision)
     inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base}
-    inputs |= {name: str(getattr(model_config, name)) for name in ("dtype", "vae", "t5", "max_sequence_length")}
+    inputs |= {
+        name: str(getattr(model_config, name)) for name in ("dtype", "variant", "vae", "t5", "max_sequence_length")
+    }
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
 
     def compute() -> dict[str, Any]:
         backbone = load_backbone(model_config)
         encoder = source_digest(model_config.vae) if model_config.vae else base
-        latents_file = Path(folders["latents"]) / f"{pairs['digest'][:16]}-{encoder}-{config.resolution}.safetensors"
+        name = f"{pairs['digest'][:16]}-{encoder}-{model_config.variant}-{model_config.dtype}-{config.resolution}"
+        latents_file = Path(folders["latents"]) / f"{name}.safetensors"
         images = (load_rgb(pair.image) for pair in iter_pairs(Path(pairs["folder"])))
         latents = encode_latents(backbone, images, pairs["num_images"], config.resolution, latents_file)
         data = TrainingSet(latents, Path(negatives["folder"]) / "negatives.parquet")
@@ -58,9 +63,11 @@ def fit_tokens(
         with tracking.nested_run("fit") as run:
             run.log_params({f"fit.{key}": value for key, value in asdict(config).items()})
             _link_to_interrupted(run, work)
+            started = time.perf_counter()
             observer = _Tracked(run, backbone, data, sampling_config, sampling["guidance"], work).observer
             tokens = fit(backbone, data, config, work, observer)
             result = _save(tokens, stage, base, config, model_config, run.run_id)
+            result["seconds"] = time.perf_counter() - started
             run.log_artifact(Path(result["file"]), "tokens")
         return result
 
@@ -77,7 +84,7 @@ def _save(
         "base_model": model.base if not Path(model.base).is_dir() else Path(model.base).name,
         "base_digest": base,
         "run_id": run_id or "",
-        "licence": "Apache-2.0",
+        "licence": model.licence,
     }
     save_soft_tokens(tokens, file, metadata)
     return {"file": str(file), "num_parameters": tokens.num_parameters, **metadata, "digest": stage.fingerprint}

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,18 @@ def measure_results(
     base = measure(config, backbone, Path(world["folder"]), score_clip, "base")
     summaries = {}
     for objective in parameters["objectives"]:
-        started = time.perf_counter()
-        trainings = {}
+        trainings, seconds = {}, []
         for seed in parameters["training_seeds"]:
             own_folders = {**folders, "tokens": f"{folders['tokens']}/results/{objective}-{seed}"}
             own_fit = {**fit, "objective": objective, "seed": seed}
             trained = fit_tokens(pairs, negatives, model, own_fit, sampling, own_folders, force)
             trainings[seed] = load_soft_tokens(Path(trained["file"]))[0]
-        seconds = (time.perf_counter() - started) / len(trainings)
+            seconds.append(trained["seconds"])
         arms = []
         for seed, tokens in trainings.items():
             with add_tokens(backbone, tokens):
                 arms.append(measure(config, backbone, Path(world["folder"]), score_clip, f"{objective}, seed {seed}"))
-        summaries[objective] = {**summarise(prompts, base, arms), "seconds": {"training": seconds}}
+        summaries[objective] = {**summarise(prompts, base, arms), "seconds": {"training": sum(seconds) / len(seconds)}}
         logger.info("%s, %s\n\n%s\n", model["family"], objective, format_table(summaries[objective]))
     results = {
         "family": model["family"],

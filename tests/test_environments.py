@@ -1,0 +1,54 @@
+"""Every environment gives settings that the stages accept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kedro.config import OmegaConfigLoader
+
+from softrepa_pipeline.backbones import ModelConfig
+from softrepa_pipeline.config import build
+from softrepa_pipeline.settings import CONFIG_LOADER_ARGS
+from softrepa_pipeline.training import PRESETS, FitConfig, fit_config
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def parameters(environment: str, **runtime: Any) -> dict[str, Any]:
+    return OmegaConfigLoader(str(CONF), env=environment, runtime_params=runtime, **CONFIG_LOADER_ARGS)["parameters"]
+
+
+def settings(found: dict[str, Any]) -> tuple[ModelConfig, FitConfig]:
+    model = build(ModelConfig, found["model"], "model")
+    changes = dict(found["fit"])
+    return model, fit_config(changes.pop("preset"), model.family, changes.pop("objective"), changes)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+@pytest.mark.parametrize("objective", ["softrepa", "agsm", "dsm"])
+def test_real_models_have_the_published_settings(family: str, objective: str) -> None:
+    found = parameters(family, objective=objective)
+    model, config = settings(found)
+    assert config == PRESETS["published", family, objective].settings
+    assert (model.family, model.device) == (family, "cuda")
+    assert "/" in model.base
+    assert not model.base.startswith("/")
+    assert found["folders"]["tokens"].endswith(f"data/06_models/real_{family}/coco_sample/{objective}")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_one_switch_changes_the_embedded_family(family: str) -> None:
+    model, config = settings(parameters("base", family=family, objective="agsm"))
+    assert config == PRESETS["embedded", family, "agsm"].settings
+    assert Path(model.base).name == family
+    assert (Path(model.base) / "model_index.json").is_file()
+
+
+def test_the_paper_s_settings_on_an_embedded_base() -> None:
+    model, config = settings(parameters("paper"))
+    assert "embedded" in model.base
+    published = PRESETS["published", "sd3", "softrepa"].settings
+    assert (config.logits, config.temperature, config.num_buckets) == ("exponential", 0.07, 100)
+    assert (config.resolution, published.resolution) == (32, 512)
