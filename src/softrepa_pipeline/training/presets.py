@@ -55,7 +55,8 @@ _EMBEDDED = FitConfig(
     decay_share=0.5,
     resolution=32,
 )
-_TINY_UNET = replace(_EMBEDDED, layers=("down", "mid"))
+# A UNet reads text as it stands, without a norm before it: tokens must have its size to be heard.
+_TINY_UNET = replace(_EMBEDDED, layers=("down", "mid", "up"), initial="null_text", learning_rate=0.02, num_steps=400)
 _TINY_SD3 = replace(_EMBEDDED, layers=(0, 1, 2, 3, 4, 5))
 
 _CONTROL = "the control: no negatives, no published figure"
