@@ -61,12 +61,14 @@ class Injection:
     def strength(self, value: float) -> None:
         if not 0 <= value < float("inf"):
             raise ValueError(f"strength must be a number from 0 on, not {value}")
-        self._strength = value
         self.remove()
+        self._strength = value
         if value:
             self._handles = _register(self._denoiser, self._sites, self._tokens, value)
 
     def remove(self) -> None:
+        """Leave the base as it was, as strength 0 does."""
+        self._strength = 0.0
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
 from softrepa_pipeline.backbones.injection import Sites, naming_banks
+from softrepa_pipeline.noising import mix_straight
 
 _NUM_TIMESTEPS = 1000
 
@@ -34,8 +35,8 @@ class SD3Backbone(Backbone):
 
     def noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Noised:
         """x_t = (1 − σ) x_0 + σ ε with σ = t / 1000; target ε − x_0 (rectified flow)."""
-        sigma = (timestep / _NUM_TIMESTEPS).to(latents.dtype)[:, None, None, None]
-        return Noised((1 - sigma) * latents + sigma * noise, noise - latents, timestep)
+        sample, target = mix_straight(latents, noise, timestep / _NUM_TIMESTEPS)
+        return Noised(sample, target, timestep)
 
     def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
         output = self.denoiser(

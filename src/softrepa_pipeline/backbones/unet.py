@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
 from softrepa_pipeline.backbones.injection import Sites, naming_banks
+from softrepa_pipeline.noising import mix_preserving_variance
 
 _STAGES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 
@@ -40,20 +41,13 @@ class UNetBackbone(Backbone):
         return self.pipeline.unet
 
     def noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Noised:
-        """x_t = α x_0 + σ ε with α = √ᾱ, σ = √(1 − ᾱ) at floor(t); the target is what the scheduler says.
-
-        `epsilon`: ε; `v_prediction`: α ε − σ x_0 (arXiv 2202.00512); `sample`: x_0.
-        """
+        """x_t at floor(t) of the scheduler's schedule, and the target of its prediction type."""
         table = self.pipeline.scheduler.alphas_cumprod
         # Departure: t = 1000 is the last step for its own sample only; the public code moves the whole batch.
         step = timestep.long().clamp(max=len(table) - 1)
-        signal = table.to(latents.device)[step][:, None, None, None]
-        alpha, sigma = signal.sqrt().to(latents.dtype), (1 - signal).sqrt().to(latents.dtype)
         prediction_type = self.pipeline.scheduler.config.prediction_type
-        targets = {"epsilon": noise, "v_prediction": alpha * noise - sigma * latents, "sample": latents}
-        if prediction_type not in targets:
-            raise ValueError(f"scheduler.prediction_type {prediction_type!r} is not one of {', '.join(targets)}")
-        return Noised(alpha * latents + sigma * noise, targets[prediction_type], step)
+        sample, target = mix_preserving_variance(latents, noise, table[step.cpu()], prediction_type)
+        return Noised(sample, target, step)
 
     @abstractmethod
     def added_conditions(self, noised: Noised, prompt: Prompt) -> dict[str, Tensor] | None:

@@ -18,6 +18,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from softrepa_pipeline.noising import mix_preserving_variance, mix_straight
 from softrepa_pipeline.shapes.pretraining import LoopSettings, muon_and_adamw, run_loop, step_generator
 from softrepa_pipeline.shapes.scene import IMAGE_SIZE
 
@@ -111,10 +112,8 @@ def _sdxl_predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, text: T
 
 
 def _flow(clean: Tensor, noise: Tensor, share: Tensor) -> Noised:
-    """x_t = (1 − s) x_0 + s ε, target ε − x_0 (rectified flow)."""
-    level = share[:, None, None, None]
-    sample = (1 - level) * clean + level * noise
-    return Noised(sample, share * _NUM_TIMESTEPS, noise - clean)
+    sample, target = mix_straight(clean, noise, share)
+    return Noised(sample, share * _NUM_TIMESTEPS, target)
 
 
 _SIGNAL = DDIMScheduler(**VP_SCHEDULE).alphas_cumprod
@@ -123,11 +122,10 @@ _VP_RANGE = (float(_NOISE_SHARE[0]), float(_NOISE_SHARE[-1]))
 
 
 def _variance_preserving(clean: Tensor, noise: Tensor, share: Tensor) -> Noised:
-    """x_t = α x_0 + σ ε with α = √ᾱ, σ = √(1 − ᾱ), target α ε − σ x_0 (v-prediction); t has the noise share s."""
+    """As the UNets' schedule at the timestep whose noise share is s, with v as the target."""
     timestep = torch.searchsorted(_NOISE_SHARE, share).clamp(max=_NUM_TIMESTEPS - 1)
-    signal = _SIGNAL[timestep][:, None, None, None]
-    alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
-    return Noised(alpha * clean + sigma * noise, timestep, alpha * noise - sigma * clean)
+    sample, target = mix_preserving_variance(clean, noise, _SIGNAL[timestep], "v_prediction")
+    return Noised(sample, timestep, target)
 
 
 FAMILIES = {

@@ -20,7 +20,7 @@ from softrepa_pipeline.soft_tokens import SoftTokens, save_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
 from softrepa_pipeline.training import FitConfig, Observer, Record, TrainingSet, encode_latents, fit, fit_config
 
-_CODE = ("training", "backbones", "objectives", "soft_tokens", "randomness")
+_CODE = ("training", "backbones", "noising", "objectives", "soft_tokens", "randomness")
 _MODEL_OPTIONS = ("dtype", "variant", "vae", "t5", "max_sequence_length")
 _METRIC_STEPS = 5
 _NUM_SAMPLES = 8
