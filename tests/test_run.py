@@ -99,6 +99,18 @@ def test_default_pipeline_is_deterministic_skips_what_is_done_and_is_tracked(pro
     assert load_soft_tokens(project / TOKENS)[0].base.equal(_tokens(tokens, project))
 
 
+def test_another_family_and_objective_by_one_switch(project: Path) -> None:
+    kedro_run(project, "--params", f"family=sdxl,objective=agsm,{SMALL}")
+    summary = evaluation(project)
+    assert (summary["family"], summary["objective"]) == ("sdxl", "agsm")
+    tokens, metadata = load_soft_tokens(project / TOKENS.replace("sd3", "sdxl").replace("softrepa", "agsm"), "sdxl")
+    assert metadata["objective"] == "agsm"
+    assert tokens.config.layers[0] == "down.0"
+    fit_run = next(run for run in runs(project) if run.info.run_name == "fit")
+    assert fit_run.data.params["fit.objective"] == "agsm"
+    assert fit_run.data.params["fit.negative_shift"] == "0.1"
+
+
 def _tokens(content: bytes, project: Path) -> Any:
     path = project / "before.safetensors"
     path.write_bytes(content)

@@ -57,7 +57,6 @@ _EMBEDDED = FitConfig(
 )
 # A UNet reads text as it stands, without a norm before it: tokens must have its size to be heard.
 _TINY_UNET = replace(_EMBEDDED, layers=("down", "mid", "up"), initial="null_text", learning_rate=0.02, num_steps=400)
-_TINY_SD15 = replace(_TINY_UNET, learning_rate=0.05)
 _TINY_SD3 = replace(_EMBEDDED, layers=(0, 1, 2, 3, 4, 5))
 
 _CONTROL = "the control: no negatives, no published figure"
@@ -83,9 +82,9 @@ PRESETS: dict[tuple[str, str, str], Preset] = {
         "94.27 → 103.30, 26.30 → 27.00, 28.09 → 28.22, 31.59 → 34.08; GenEval 0.68 → 0.72, counting 0.56 → 0.64",
     ),
     ("published", "sd3", "dsm"): Preset(replace(_SD3, objective="dsm"), _CONTROL),
-    ("embedded", "sd15", "softrepa"): Preset(_TINY_SD15, _BY_RESULTS),
-    ("embedded", "sd15", "agsm"): Preset(replace(_TINY_SD15, objective="agsm", negative_shift=0.3), _BY_RESULTS),
-    ("embedded", "sd15", "dsm"): Preset(replace(_TINY_SD15, objective="dsm"), _BY_RESULTS),
+    ("embedded", "sd15", "softrepa"): Preset(_TINY_UNET, _BY_RESULTS),
+    ("embedded", "sd15", "agsm"): Preset(replace(_TINY_UNET, objective="agsm"), _BY_RESULTS),
+    ("embedded", "sd15", "dsm"): Preset(replace(_TINY_UNET, objective="dsm"), _BY_RESULTS),
     ("embedded", "sdxl", "softrepa"): Preset(_TINY_UNET, _BY_RESULTS),
     ("embedded", "sdxl", "agsm"): Preset(replace(_TINY_UNET, objective="agsm"), _BY_RESULTS),
     ("embedded", "sdxl", "dsm"): Preset(replace(_TINY_UNET, objective="dsm"), _BY_RESULTS),
