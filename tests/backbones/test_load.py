@@ -21,6 +21,14 @@ def test_missing_and_foreign_model_folders(tmp_path: Path) -> None:
         ModelConfig("sd9", "x")
 
 
+def test_a_hub_that_cannot_be_reached_is_one_clear_error() -> None:
+    config = ModelConfig("sd15", "nobody/no-such-model", local_files_only=True)
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot load nobody/no-such-model; set model\.base to a diffusers folder"
+    ):
+        load_backbone(config)
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
 def test_a_missing_component_is_named(family: str, model_folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(model_folders[family], tmp_path / "model")

@@ -65,7 +65,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     """Load and freeze a base model.
 
     Raises:
-        FileNotFoundError: `base` looks like a folder and is not there.
+        FileNotFoundError: `base` looks like a folder and is not there, or the hub does not give it.
         ValueError: the folder holds another kind of pipeline, or one whose architecture is not supported.
     """
     pipeline_class, backbone_class = BACKBONES[config.family]
@@ -82,11 +82,17 @@ def load_backbone(config: ModelConfig) -> Backbone:
     if config.family == "sd3" and (not config.t5 or (index or {}).get("text_encoder_3") == [None, None]):
         # A pipeline saved without T5 opens only when told again that there is none.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
-    if config.vae is not None:
-        options["vae"] = AutoencoderKL.from_pretrained(
-            config.vae, dtype=dtype, local_files_only=config.local_files_only
-        )
-    pipeline = pipeline_class.from_pretrained(config.base, **options)
+    try:
+        if config.vae is not None:
+            options["vae"] = AutoencoderKL.from_pretrained(
+                config.vae, dtype=dtype, local_files_only=config.local_files_only
+            )
+        pipeline = pipeline_class.from_pretrained(config.base, **options)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FileNotFoundError(
+            f"cannot load {config.base}; set model.base to a diffusers folder or a hub id within reach ({reason})"
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     call_options = {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
     return backbone_class(pipeline.to(config.device), call_options)
