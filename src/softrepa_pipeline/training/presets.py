@@ -95,7 +95,7 @@ PRESETS: dict[tuple[str, str, str], Preset] = {
 
 
 def fit_config(preset: str, family: str, objective: str, changes: dict[str, Any]) -> FitConfig:
-    """The settings of a preset with some of them changed.
+    """The settings of a preset with some of them changed; a length in steps replaces one in epochs, and the reverse.
 
     Raises:
         ValueError: there is no such preset, or a changed parameter is unknown or has a wrong value.
@@ -106,4 +106,7 @@ def fit_config(preset: str, family: str, objective: str, changes: dict[str, Any]
             f"no preset {preset!r} for family {family!r} and objective {objective!r}; "
             f"presets: {names}; objectives: {objectives}"
         )
-    return build(FitConfig, {**asdict(PRESETS[preset, family, objective].settings), **changes}, "fit")
+    settings = asdict(PRESETS[preset, family, objective].settings)
+    if {"num_steps", "num_epochs"} & changes.keys():
+        settings |= {"num_steps": None, "num_epochs": None}
+    return build(FitConfig, {**settings, **changes}, "fit")
