@@ -1,22 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from plain import plain_forward
 from torch import Tensor
 
 from softrepa_pipeline.backbones import Backbone, Noised, Prompt, inject
 from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, TokenBanks
-
-_spec = importlib.util.spec_from_file_location("plain", Path(__file__).with_name("plain.py"))
-assert _spec is not None
-assert _spec.loader is not None
-plain = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(plain)
 
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle"]
 WIDTHS = {"sd15": 96, "sdxl": 128, "sd3": 128}
@@ -59,7 +51,7 @@ def test_two_forwards_before_one_backward_equal_the_published_algorithm(
 ) -> None:
     tokens = make_tokens(backbone.family, num_buckets)
     batches = [batch(backbone), batch(backbone, seed=9, timesteps=(900.0, 10.0, 300.0))]
-    wanted = [plain.plain_forward(backbone, *one, tokens) for one in batches]
+    wanted = [plain_forward(backbone, *one, tokens) for one in batches]
     wanted_gradients = gradients(tokens, wanted)
     if mode == "checkpointed":
         backbone.denoiser.enable_gradient_checkpointing()
@@ -215,7 +207,7 @@ def test_dual_attention_blocks_of_sd35_take_tokens_too(sd3: Backbone) -> None:
     assert sd3.denoiser.transformer_blocks[0].use_dual_attention
     noised, prompt = batch(sd3)
     tokens = make_tokens("sd3")
-    wanted = plain.plain_forward(sd3, noised, prompt, tokens)
+    wanted = plain_forward(sd3, noised, prompt, tokens)
     with add_tokens(sd3, tokens):
         found = sd3.predict(noised, prompt)
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
