@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-FAMILIES = ("sd15", "sdxl", "sd3")
 _EMBEDDED = Path("data/06_models/embedded")
 # Published sampling settings (docs/method.md): steps and guidance.
 _SAMPLING = {"sd15": (30, 7.0), "sdxl": (30, 7.0), "sd3": (28, 4.0)}
+FAMILIES = tuple(_SAMPLING)
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -71,10 +71,12 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"pretrain.family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
-        if self.family != "sd3" and self.start_from is None and self.teacher is None:
-            raise ValueError(
-                f"pretrain.family {self.family} needs pretrain.teacher, an SD3-shaped folder, to start from"
-            )
+        if self.family == "sd3" or self.start_from is not None:
+            return
+        if self.teacher is None:
+            raise ValueError(f"pretrain.family {self.family} needs pretrain.teacher, a trained SD3-shaped folder")
+        if self.family == "sd15" and self.clip_folder is None:
+            raise ValueError("pretrain.family sd15 needs pretrain.clip_folder, whose text tower it takes")
 
 
 def pretrain(config: PretrainConfig, work: Path, output: Path) -> dict[str, Any]:

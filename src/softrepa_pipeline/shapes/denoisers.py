@@ -76,17 +76,20 @@ class Family:
         return nn.ModuleDict({name: getattr(pipeline, name) for name in (self.denoiser, *self.encoders)}).train()
 
 
-def _sd3_text(modules: nn.ModuleDict, tokens: Tensor, dropped: Tensor) -> Text:
-    """Two CLIP encoders side by side, as in SDXL and SD3: states (B, 20, 128), pooled text of both."""
+def _side_by_side(modules: nn.ModuleDict, tokens: Tensor) -> tuple[Tensor, list[Any]]:
+    """Penultimate states (B, 20, 128) of two CLIP encoders, as SDXL and SD3 take them, and the encoders' outputs."""
     outputs = [modules[name](tokens, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
-    states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs
+
+
+def _sd3_text(modules: nn.ModuleDict, tokens: Tensor, dropped: Tensor) -> Text:
+    states, outputs = _side_by_side(modules, tokens)
     return Text(states, torch.cat([output.text_embeds for output in outputs], dim=-1))
 
 
 def _sdxl_text(modules: nn.ModuleDict, tokens: Tensor, dropped: Tensor) -> Text:
     """As SDXL's pipeline: zeros where the others encode an empty caption, and the second encoder's pooled text."""
-    outputs = [modules[name](tokens, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
-    states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    states, outputs = _side_by_side(modules, tokens)
     return Text(states * ~dropped[:, None, None], outputs[1].text_embeds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -111,36 +112,32 @@ def build_sd3_transformer() -> SD3Transformer2DModel:
     )
 
 
-def build_sd15_unet() -> UNet2DConditionModel:
-    """An SD1.5-shaped denoiser: two levels of width 64 and 128, text 96 wide; 2 down, 1 mid and 4 up attentions."""
+def _build_unet(**differences: Any) -> UNet2DConditionModel:
+    """Two levels with attention over 8 × 8 latents: 2 down, 1 mid and 4 up attentions."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=96,
         attention_head_dim=4,
         norm_num_groups=16,
+        **differences,
     )
+
+
+def build_sd15_unet() -> UNet2DConditionModel:
+    """An SD1.5-shaped denoiser: widths 64 and 128, text 96 wide."""
+    return _build_unet(block_out_channels=(64, 128), cross_attention_dim=96)
 
 
 def build_sdxl_unet() -> UNet2DConditionModel:
     """An SDXL-shaped denoiser: transformers of depth 1 and 2, text 128 wide, pooled text and image sizes added."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+    return _build_unet(
         block_out_channels=(64, 112),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
         transformer_layers_per_block=(1, 2),
         cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=16,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=16,

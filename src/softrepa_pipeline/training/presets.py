@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from softrepa_pipeline.config import build
-from softrepa_pipeline.training.config import FitConfig
+from softrepa_pipeline.training.config import OBJECTIVES, FitConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ _TINY_UNET = replace(_EMBEDDED, layers=("down", "mid", "up"), initial="null_text
 _TINY_SD3 = replace(_EMBEDDED, layers=(0, 1, 2, 3, 4, 5))
 
 _CONTROL = "the control: no negatives, no published figure"
-_BY_RESULTS = "docs/results.md"
 
 PRESETS: dict[tuple[str, str, str], Preset] = {
     # COCO val2017 5k: ImageReward ×100, CLIP, HPSv2 ×100, FID; GenEval for SD3 (arXiv 2503.08250, 2605.30038).
@@ -82,15 +81,11 @@ PRESETS: dict[tuple[str, str, str], Preset] = {
         "94.27 → 103.30, 26.30 → 27.00, 28.09 → 28.22, 31.59 → 34.08; GenEval 0.68 → 0.72, counting 0.56 → 0.64",
     ),
     ("published", "sd3", "dsm"): Preset(replace(_SD3, objective="dsm"), _CONTROL),
-    ("embedded", "sd15", "softrepa"): Preset(_TINY_UNET, _BY_RESULTS),
-    ("embedded", "sd15", "agsm"): Preset(replace(_TINY_UNET, objective="agsm"), _BY_RESULTS),
-    ("embedded", "sd15", "dsm"): Preset(replace(_TINY_UNET, objective="dsm"), _BY_RESULTS),
-    ("embedded", "sdxl", "softrepa"): Preset(_TINY_UNET, _BY_RESULTS),
-    ("embedded", "sdxl", "agsm"): Preset(replace(_TINY_UNET, objective="agsm"), _BY_RESULTS),
-    ("embedded", "sdxl", "dsm"): Preset(replace(_TINY_UNET, objective="dsm"), _BY_RESULTS),
-    ("embedded", "sd3", "softrepa"): Preset(_TINY_SD3, _BY_RESULTS),
-    ("embedded", "sd3", "agsm"): Preset(replace(_TINY_SD3, objective="agsm"), _BY_RESULTS),
-    ("embedded", "sd3", "dsm"): Preset(replace(_TINY_SD3, objective="dsm"), _BY_RESULTS),
+    **{
+        ("embedded", family, objective): Preset(replace(settings, objective=objective), "docs/results.md")
+        for family, settings in {"sd15": _TINY_UNET, "sdxl": _TINY_UNET, "sd3": _TINY_SD3}.items()
+        for objective in OBJECTIVES
+    },
 }
 
 
