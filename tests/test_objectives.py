@@ -11,14 +11,21 @@ from softrepa_pipeline.objectives import (
     agsm_targets,
     denoising_errors,
     exponential_logits,
+    is_retrieved,
     mutual_information_bound,
     plackett_luce_weights,
     raw_logits,
     relative_logits,
     softrepa_loss,
+    standing_for_more,
 )
 
 FIRST = torch.zeros(1, dtype=torch.long)
+
+
+def loss_of(predictions: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    errors = (predictions - targets).square().flatten(2).mean(dim=2)
+    return agsm_loss(errors, torch.ones_like(errors, dtype=torch.bool) if mask is None else mask)
 
 
 def test_errors_are_means_over_channels_and_pixels() -> None:
@@ -64,8 +71,8 @@ def test_captions_that_are_true_as_well_do_not_compete() -> None:
     masked = softrepa_loss(errors.masked_fill(~negative, torch.inf), logits, FIRST, 0.0)
     without = softrepa_loss(errors[:, [0, 2]], logits[:, [0, 2]], FIRST, 0.0)
     torch.testing.assert_close(masked.loss, without.loss)
-    assert masked.is_retrieved.item() == 1
-    assert softrepa_loss(errors, logits, FIRST, 0.0).is_retrieved.item() == 0
+    assert is_retrieved(errors, negative).item() == 1
+    assert is_retrieved(errors, torch.ones_like(negative)).item() == 0
 
 
 def test_the_whole_matrix_equals_the_published_loss() -> None:
@@ -110,7 +117,7 @@ def test_agsm_targets_by_hand() -> None:
     mean = weight * 1 + (1 - weight) * 2
     found = agsm_targets(predictions, target, 1.0, 0.1, 0.1).flatten()
     torch.testing.assert_close(found, torch.tensor([1 + (1 - mean), 1 - 0.1 * (2 - mean)]))
-    assert agsm_loss(predictions, found.view(1, 2, 1, 1, 1)).item() == pytest.approx(
+    assert loss_of(predictions, found.view(1, 2, 1, 1, 1)).item() == pytest.approx(
         (mean - 1) ** 2 + (1 + 0.1 * (2 - mean)) ** 2, rel=1e-5
     )
 
@@ -126,7 +133,7 @@ def test_agsm_equals_five_plain_lines() -> None:
         delta = [averaged[i, j] - sum(w[k] * averaged[i, k] for k in range(4)) for j in range(4)]
         wanted = wanted + ((student[i, 0] - (target[i] + 0.7 * delta[0])) ** 2).mean() / 3
         wanted = wanted + sum(((student[i, j] - (target[i] - 0.3 * delta[j])) ** 2).mean() for j in (1, 2, 3)) / 9
-    found = agsm_loss(student.float(), agsm_targets(averaged, target, 0.7, 0.3, 0.1)).mean()
+    found = loss_of(student.float(), agsm_targets(averaged, target, 0.7, 0.3, 0.1)).mean()
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=0)
     ours, plain = (torch.autograd.grad(loss, student, retain_graph=True)[0] for loss in (found, wanted))
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-7)
@@ -137,8 +144,16 @@ def test_agsm_leaves_out_captions_that_are_true_as_well() -> None:
     student, averaged = (torch.randn(2, 3, 1, 2, 2, generator=generator) for _ in range(2))
     target = torch.randn(2, 1, 2, 2, generator=generator)
     mask = torch.tensor([[True, False, True], [True, False, False]])
-    found = agsm_loss(student, agsm_targets(averaged, target, 1.0, 0.1, 0.1, mask), mask)
+    found = loss_of(student, agsm_targets(averaged, target, 1.0, 0.1, 0.1, mask), mask)
     kept = agsm_targets(averaged[:1, [0, 2]], target[:1], 1.0, 0.1, 0.1)
-    torch.testing.assert_close(found[:1], agsm_loss(student[:1, [0, 2]], kept))
+    torch.testing.assert_close(found[:1], loss_of(student[:1, [0, 2]], kept))
     # Without any competitor the average is the own prediction, so that nothing shifts the target.
     torch.testing.assert_close(found[1], (student[1, 0] - target[1]).square().mean())
+
+
+def test_few_negatives_stand_for_all_that_they_were_drawn_from() -> None:
+    """Averaged over every choice of 2 of 4 negatives, the softmax's denominator is the one of all four."""
+    logits = torch.tensor([[0.3, 1.0, -2.0, 0.5, 0.1]])
+    choices = [[0, i, j] for i in range(1, 5) for j in range(i + 1, 5)]
+    found = torch.stack([standing_for_more(logits[:, choice], 4).exp().sum() for choice in choices]).mean()
+    torch.testing.assert_close(found, logits.exp().sum())

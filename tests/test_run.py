@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 KEDRO = Path(sys.executable).with_name("kedro")
 # Each project has its own store, whatever this process was told.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-FIT = "fit.num_steps=8,fit.batch_size=4,fit.checkpoint_steps=2"
+FIT = "fit.num_steps=8,fit.batch_size=4,fit.held_out_images=8,execution.checkpoint_steps=2"
 SMALL = ",".join(
     [
         "world.train_images=64,world.validation_prompts_per_task=2,world.test_prompts_per_task=4",

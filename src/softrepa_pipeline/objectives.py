@@ -6,6 +6,7 @@ evaluated in any number of parts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Loss of each image (images,), its contrastive part, and whether its own caption has the lowest error."""
+    """Loss of each image (images,), and its contrastive part."""
 
     loss: Float[Tensor, " images"]
     contrastive: Float[Tensor, " images"]
-    is_retrieved: Float[Tensor, " images"]
 
 
 def denoising_errors(
@@ -78,8 +78,23 @@ def softrepa_loss(
     if symmetric:
         contrastive = (contrastive + F.cross_entropy(logits.T, own, reduction="none")) / 2
     positive = errors.gather(1, own[:, None]).squeeze(1)
-    is_retrieved = (errors.argmin(dim=1) == own).float()
-    return RowLoss(contrastive + denoising_weight * positive, contrastive.detach(), is_retrieved)
+    return RowLoss(contrastive + denoising_weight * positive, contrastive.detach())
+
+
+def is_retrieved(
+    errors: Float[Tensor, "images captions"], is_candidate: Bool[Tensor, "images captions"]
+) -> Float[Tensor, " images"]:
+    """Whether the own caption, in column 0, has the lowest error of an image's candidates, 1 or 0."""
+    return (errors.masked_fill(~is_candidate, torch.inf).argmin(dim=1) == 0).float()
+
+
+def standing_for_more(logits: Float[Tensor, "images captions"], num_possible: int) -> Float[Tensor, "images captions"]:
+    """Logits whose negatives, all but column 0, were drawn uniformly from `num_possible`: each stands for its share.
+
+    Adding log(M / K) to K negatives drawn from M makes the softmax's denominator an unbiased estimate of the full one.
+    """
+    correction = math.log(num_possible / (logits.shape[1] - 1))
+    return torch.cat([logits[:, :1], logits[:, 1:] + correction], dim=1)
 
 
 def mutual_information_bound(
@@ -119,14 +134,12 @@ def agsm_targets(
 
 
 def agsm_loss(
-    predictions: Float[Tensor, "images captions channels height width"],
-    targets: Float[Tensor, "images captions channels height width"],
-    is_candidate: Bool[Tensor, "images captions"] | None = None,
+    errors: Float[Tensor, "images captions"], is_candidate: Bool[Tensor, "images captions"]
 ) -> Float[Tensor, " images"]:
     """L_i = ‖v_{ψ⁺}[i, 0] − target⁺‖² + mean_{j > 0} ‖v_{ψ⁻}[i, j] − target⁻‖², norms as means over an image (AGSM).
 
-    The second mean is over candidates; it is 0 for an image that has none.
+    `errors` are those norms, the own caption's in column 0. The second mean is over candidates; it is 0 for an image
+    that has none.
     """
-    errors = (predictions.float() - targets).square().flatten(2).mean(dim=2)
-    counted = torch.ones_like(errors[:, 1:]) if is_candidate is None else is_candidate[:, 1:].to(errors)
+    counted = is_candidate[:, 1:].to(errors)
     return errors[:, 0] + (errors[:, 1:] * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)

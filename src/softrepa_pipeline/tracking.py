@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -16,12 +16,18 @@ from typing import Any, Self, final
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from PIL import Image
+from requests.exceptions import RequestException
 
 _MAX_DIGEST = 36
 _MAX_PARAMS_PER_BATCH = 100
+_MAX_METRICS_PER_BATCH = 1000
+
+# What a tracking server that is away, or broken, raises.
+UNREACHABLE = (MlflowException, RequestException)
 
 
 @final
@@ -55,6 +61,20 @@ class NestedRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log all metrics of one step in one request."""
         _log_metrics(self.run_id, metrics, step)
+
+    def log_curves(self, records: Sequence[Mapping[str, float]]) -> None:
+        """Log the metrics of many steps; each record has its `step`."""
+        if self.run_id is None:
+            return
+        now = time.time_ns() // 1_000_000
+        metrics = [
+            Metric(name, float(value), now, int(record["step"]))
+            for record in records
+            for name, value in record.items()
+            if name != "step"
+        ]
+        for start in range(0, len(metrics), _MAX_METRICS_PER_BATCH):
+            MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS_PER_BATCH])
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters; long values are cut to MLflow's limit."""

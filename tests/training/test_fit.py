@@ -11,15 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softrepa_pipeline.backbones import Backbone, inject
+from softrepa_pipeline.backbones import Backbone, grid, inject
 from softrepa_pipeline.inference import add_tokens
 from softrepa_pipeline.soft_tokens import SoftTokens
-from softrepa_pipeline.training import PRESETS, FitConfig, Observer, Record, TrainingSet, fit, fit_config
-from softrepa_pipeline.training.calibration import encode_candidates, temperatures
-from softrepa_pipeline.training.checkpoint import Progress
-from softrepa_pipeline.training.fit import _draw
+from softrepa_pipeline.training import (
+    PRESETS,
+    ExecutionConfig,
+    FitConfig,
+    Observer,
+    Record,
+    TrainingSet,
+    fit,
+    fit_config,
+)
+from softrepa_pipeline.training.calibration import calibrate
+from softrepa_pipeline.training.checkpoint import load_checkpoint
+from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.draws import draw_noise
 from softrepa_pipeline.training.initial import initial_tokens
+from softrepa_pipeline.training.loading import load_step
 from softrepa_pipeline.training.methods import METHODS, Rows
+from softrepa_pipeline.training.pair_engine import accumulate, choose_plan
 
 CONFIG = FitConfig(
     layers=(0, 1),
@@ -36,10 +48,18 @@ CONFIG = FitConfig(
     temperature=1.0,
     denoising_weight=1.0,
     seed=3,
-    checkpoint_steps=2,
 )
+EXECUTION = ExecutionConfig(max_pairs_in_memory=256, checkpoint_steps=2)
 # The published form: the step's own captions compete, all with one timestep and one noise.
-BATCH = replace(CONFIG, candidates="batch", shared_draws=True, logits="exponential", calibrated=False, temperature=0.07)
+BATCH = replace(
+    CONFIG,
+    candidates="batch",
+    num_negatives=None,
+    shared_draws=True,
+    logits="exponential",
+    calibrated=False,
+    temperature=0.07,
+)
 
 
 @pytest.fixture
@@ -53,10 +73,11 @@ def data(tmp_path: Path) -> TrainingSet:
     ]
     edits = [[["a blue circle"], ["three blue squares", "two red squares"]], [["a red triangle"]], [["a red square"]]]
     edits += [[[]], [["three boxes"]]]
-    table = pa.table({"captions": captions, "edits": edits, "negatives": [["a red square"]] * 4 + [[]]})
+    columns = {"captions": captions, "edits": edits, "negatives": [["a red square"]] * 4 + [[]]}
+    table = pa.table({"image_id": list("abcde"), **columns})
     pq.write_table(table, tmp_path / "negatives.parquet")
     latents = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    return TrainingSet(latents, tmp_path / "negatives.parquet")
+    return TrainingSet.read(latents, tmp_path / "negatives.parquet")
 
 
 class Killed(BaseException):
@@ -64,13 +85,22 @@ class Killed(BaseException):
 
 
 def run(
-    backbone: Backbone, data: TrainingSet, config: FitConfig, folder: Path, kill_at: int | None = None
+    backbone: Backbone,
+    data: TrainingSet,
+    config: FitConfig,
+    folder: Path,
+    kill_at: int | None = None,
+    execution: ExecutionConfig = EXECUTION,
 ) -> SoftTokens:
     def on_record(record: Record) -> None:
         if record["step"] == kill_at:
             raise Killed
 
-    return fit(backbone, data, config, folder, Observer(on_record))
+    return fit(backbone, data, config, folder, execution, Observer(on_record))
+
+
+def positions(step: int) -> range:
+    return range(step * CONFIG.batch_size, (step + 1) * CONFIG.batch_size)
 
 
 def assert_equal(first: SoftTokens, second: SoftTokens) -> None:
@@ -91,7 +121,9 @@ def test_killed_twice_and_resumed_ends_with_the_same_tokens(
         with pytest.raises(Killed):
             run(sd3, data, config, tmp_path / "killed", kill_at)
     steps: list[float] = []
-    resumed = fit(sd3, data, config, tmp_path / "killed", Observer(lambda record: steps.append(record["step"])))
+    resumed = fit(
+        sd3, data, config, tmp_path / "killed", EXECUTION, Observer(lambda record: steps.append(record["step"]))
+    )
     assert_equal(whole, resumed)
     assert steps == list(range(6))
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
@@ -99,23 +131,46 @@ def test_killed_twice_and_resumed_ends_with_the_same_tokens(
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize(
-    "config", [CONFIG, BATCH, replace(CONFIG, objective="agsm")], ids=["softrepa", "batch", "agsm"]
-)
-def test_micro_batches_change_nothing_but_rounding(
-    sd3: Backbone, data: TrainingSet, tmp_path: Path, config: FitConfig
+METHOD_CONFIGS = {
+    "softrepa": CONFIG,
+    "batch": BATCH,
+    "some of the batch": replace(BATCH, num_negatives=2),
+    "symmetric": replace(BATCH, symmetric=True),
+    "agsm": replace(CONFIG, objective="agsm"),
+    "dsm": replace(CONFIG, objective="dsm"),
+}
+
+
+@pytest.mark.parametrize("pairs_at_once", [12, 4, 3, 2, 1])
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_every_plan_of_the_pair_engine_has_the_same_gradient(
+    backbone: Backbone, data: TrainingSet, name: str, pairs_at_once: int
 ) -> None:
-    whole = run(sd3, data, config, tmp_path / "whole")
-    small = run(sd3, data, replace(config, max_pairs_in_memory=3), tmp_path / "small")
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(small.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    config = replace(METHOD_CONFIGS[name], layers=CONFIG.layers if backbone.family == "sd3" else ("down", "mid"))
+    sites = backbone.sites(config.layers)
+    method = METHODS[config.objective](initial_tokens(backbone, sites, config, data.latents.shape[1:]), config)
+    loaded = load_step(backbone, data, config, torch.ones(1), 0, slice(None))
+    gradients, losses = [], []
+    with inject(backbone.denoiser, sites, method.injected):
+        for most in (256, pairs_at_once):
+            plan = choose_plan(config, 4, most)
+            assert plan.pairs_at_once <= most
+            method.zero_grad()
+            results = [
+                accumulate(backbone, method, loaded.rows_at(rows, torch.tensor([0.07]), share=most < 256), plan, 4)
+                for rows in torch.arange(4).split(plan.rows_at_once)
+            ]
+            losses.append(torch.cat([result.losses.loss for result in results]))
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in method.trainable]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert (gradients[1] - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
 
 
 def test_training_lowers_the_error_and_leaves_the_base_alone(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in sd3.denoiser.state_dict().items()}
     config = replace(CONFIG, objective="dsm", num_steps=60, learning_rate=0.03)
     initial = initial_tokens(sd3, sd3.sites(config.layers), config, data.latents.shape[1:])
-    trained = fit(sd3, data, config, tmp_path, Observer())
+    trained = run(sd3, data, config, tmp_path)
     errors = []
     for tokens in (initial, trained):
         noise = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -127,23 +182,32 @@ def test_training_lowers_the_error_and_leaves_the_base_alone(sd3: Backbone, data
     assert all(torch.equal(value, before[name]) for name, value in sd3.denoiser.state_dict().items())
 
 
-def test_damaged_checkpoint_is_named_and_deleting_it_goes_on(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_left_out_with_a_warning(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = run(sd3, data, CONFIG, tmp_path / "whole")
     with pytest.raises(Killed):
         run(sd3, data, CONFIG, tmp_path / "run", kill_at=5)
     newest = sorted((tmp_path / "run").glob("step-*.safetensors"))[-1]
-    newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"step-0000004\.safetensors is damaged .* delete it to go on"):
-        run(sd3, data, CONFIG, tmp_path / "run")
-    newest.unlink()
+    content = newest.read_bytes()
+    for damaged in (content[:100], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        newest.write_bytes(damaged)
+        caplog.clear()
+        method = METHODS["softrepa"](initial_tokens(sd3, sd3.sites((0, 1)), CONFIG, data.latents.shape[1:]), CONFIG)
+        progress = load_checkpoint(tmp_path / "run", method, torch.optim.AdamW(method.trainable))
+        assert progress is not None
+        assert progress.step == 2
+        assert "step-0000004 is damaged and left out" in caplog.text
     assert_equal(whole, run(sd3, data, CONFIG, tmp_path / "run"))
 
 
 def test_candidates_are_a_function_of_seed_and_step_and_never_repeat_the_own_caption(data: TrainingSet) -> None:
     seen = []
     for step in range(10):
-        candidates = data.candidates(CONFIG, step)
-        assert data.candidates(CONFIG, step).captions == candidates.captions
+        candidates = data.candidates(CONFIG, positions(step))
+        assert data.candidates(CONFIG, positions(step)).captions == candidates.captions
+        parts = [data.candidates(CONFIG, positions(step), part) for part in (slice(0, 1), slice(1, 4))]
+        assert parts[0].captions + parts[1].captions == candidates.captions
         for row, captions in zip(candidates.rows.tolist(), candidates.captions, strict=True):
             assert captions[0] in data.captions[row]
             assert not set(captions[1:]) & set(data.captions[row])
@@ -162,7 +226,7 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
 def test_structured_negatives_contradict_the_caption_that_was_drawn(data: TrainingSet) -> None:
     config = replace(CONFIG, edited_share=1.0, mined_share=0.0, num_negatives=1)
     edits_of = {"a red circle": {"a blue circle"}, "two blue squares": {"three blue squares", "two red squares"}}
-    seen = [captions for step in range(20) for captions in data.candidates(config, step).captions]
+    seen = [captions for step in range(20) for captions in data.candidates(config, positions(step)).captions]
     drawn = {own: {negative for first, negative in seen if first == own} for own in edits_of}
     assert drawn == edits_of
 
@@ -199,7 +263,7 @@ def test_wrong_settings_are_named(change: dict[str, object], message: str) -> No
 
 def test_the_step_s_own_captions_compete_unless_true_of_the_image(data: TrainingSet) -> None:
     for step in range(5):
-        candidates = data.candidates(BATCH, step)
+        candidates = data.candidates(BATCH, positions(step))
         own = [captions[0] for captions in candidates.captions]
         for row, captions in enumerate(candidates.captions):
             assert captions == [own[row], *own[:row], *own[row + 1 :]]
@@ -226,13 +290,11 @@ def test_softrepa_step_equals_the_published_code_s(backbone: Backbone, data: Tra
         )
         published = F.cross_entropy(4 * torch.exp(-errors / 0.07), torch.eye(4)) + 10 * errors.diagonal().mean()
         wanted = torch.autograd.grad(published, method.trainable)
-        own_first = [[text, *captions[:i], *captions[i + 1 :]] for i, text in enumerate(captions)]
-        noised = backbone.noise(latents, noise, timestep).repeat_interleave(4)
-        is_candidate = torch.ones(4, 4, dtype=torch.bool)
-        prompt = encode_candidates(backbone, own_first).of(torch.arange(4))
-        rows = Rows(noised, prompt, torch.full((4,), 0.07), is_candidate)
-        loss = method.row_result(backbone, rows).loss.mean()
-        found = torch.autograd.grad(loss, method.trainable)
+        own_first = torch.tensor([[i, *(j for j in range(4) if j != i)] for i in range(4)])
+        pairs = grid(backbone.noise(latents, noise, timestep), backbone.encode_prompts(captions), own_first)
+        rows = Rows(pairs, torch.full((4,), 0.07), torch.ones(4), torch.ones(4, 4, dtype=torch.bool))
+        loss = accumulate(backbone, method, rows, choose_plan(config, 4, 16), 4).losses.loss.mean()
+        found = [parameter.grad for parameter in method.trainable]
     torch.testing.assert_close(loss, published, rtol=1e-5, atol=0)
     for mine, theirs in zip(found, wanted, strict=True):
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
@@ -265,24 +327,29 @@ def test_agsm_trains_two_banks_exports_the_positive_and_averages_both(
 
 def test_the_control_has_no_negatives(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
     records: list[Record] = []
-    fit(sd3, data, replace(CONFIG, objective="dsm"), tmp_path, Observer(records.append))
+    fit(sd3, data, replace(CONFIG, objective="dsm"), tmp_path, EXECUTION, Observer(records.append))
     assert "error_negative" not in records[0]
     assert records[0]["loss"] == records[0]["error_positive"]
 
 
 def test_a_temperature_schedule_follows_the_timestep(sd3: Backbone, data: TrainingSet) -> None:
-    config = replace(CONFIG, calibrated=False, temperature=(0.1, 0.2, 0.4))
-    assert temperatures(sd3, data, config).tolist() == pytest.approx([0.1, 0.2, 0.4])
-    measured = temperatures(sd3, data, replace(CONFIG, temperature=1.0))
-    scaled = temperatures(sd3, data, replace(CONFIG, temperature=(1.0, 3.0)))
+    def temperatures(config: FitConfig) -> Tensor:
+        method = METHODS["softrepa"](initial_tokens(sd3, sd3.sites((0, 1)), config, data.latents.shape[1:]), config)
+        with inject(sd3.denoiser, sd3.sites((0, 1)), method.injected):
+            return calibrate(sd3, data, method, 64, Group()).temperatures
+
+    constant = temperatures(replace(CONFIG, calibrated=False, temperature=(0.1, 0.2, 0.4)))
+    assert constant.tolist() == pytest.approx([0.1, 0.2, 0.4])
+    measured = temperatures(replace(CONFIG, temperature=1.0))
+    scaled = temperatures(replace(CONFIG, temperature=(1.0, 3.0)))
     torch.testing.assert_close(scaled / measured, torch.tensor([1.0] * 5 + [3.0] * 5))
 
 
-def test_offset_noise_shifts_whole_channels(sd3: Backbone, data: TrainingSet) -> None:
-    candidates, progress = data.candidates(CONFIG, 0), Progress(0, torch.ones(1))
-    plain = _draw(data, CONFIG, candidates, progress).noise
-    shifted = _draw(data, replace(CONFIG, noise_offset=0.1), candidates, progress).noise
-    offset = (shifted - plain).flatten(2)
+def test_offset_noise_shifts_whole_channels(data: TrainingSet) -> None:
+    def noise(config: FitConfig) -> Tensor:
+        return draw_noise(config, positions(0), data.latents.shape[1:], torch.ones(1), slice(None)).noise
+
+    offset = (noise(replace(CONFIG, noise_offset=0.1)) - noise(CONFIG)).flatten(2)
     torch.testing.assert_close(offset, offset[:, :, :1].expand_as(offset))
     assert 0.05 < offset[:, :, 0].std() < 0.2
 

@@ -3,6 +3,7 @@
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt
 from softrepa_pipeline.backbones.injection import Injection, Sites, argument_binder, inject
 from softrepa_pipeline.backbones.load import BACKBONES, ModelConfig, load_backbone
+from softrepa_pipeline.backbones.pairs import Pairs, grid
 
 __all__ = [
     "BACKBONES",
@@ -10,9 +11,11 @@ __all__ = [
     "Injection",
     "ModelConfig",
     "Noised",
+    "Pairs",
     "Prompt",
     "Sites",
     "argument_binder",
+    "grid",
     "inject",
     "load_backbone",
 ]

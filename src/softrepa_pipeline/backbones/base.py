@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.injection import Sites
+from softrepa_pipeline.backbones.sharing import Shareable
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,8 @@ class Noised:
     target: Float[Tensor, "batch channels height width"]
     timestep: Float[Tensor, " batch"]
 
-    def repeat_interleave(self, times: int) -> Noised:
-        parts = (part.repeat_interleave(times, dim=0) for part in (self.sample, self.target, self.timestep))
-        return Noised(*parts)
+    def __getitem__(self, rows: Tensor) -> Noised:
+        return Noised(self.sample[rows], self.target[rows], self.timestep[rows])
 
 
 class Backbone(ABC):
@@ -91,6 +91,11 @@ class Backbone(ABC):
     @abstractmethod
     def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
         """The denoiser's prediction of `noised.target`, with the tokens that are injected; `bank` names each pair's."""
+
+    @property
+    def shareable(self) -> Shareable:
+        """What need not be computed anew for each pair of an image and a caption."""
+        return Shareable()
 
     @abstractmethod
     def sites(self, layers: Sequence[str | int]) -> Sites:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
 from softrepa_pipeline.backbones.injection import Sites, naming_banks
+from softrepa_pipeline.backbones.sharing import Shareable
 from softrepa_pipeline.noising import mix_preserving_variance
 
 _STAGES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
@@ -64,6 +65,17 @@ class UNetBackbone(Backbone):
         )
         return output[0]
 
+    @property
+    @abstractmethod
+    def image_modules(self) -> tuple[nn.Module, ...]:
+        """What the UNet does before it meets the text."""
+
+    @property
+    def shareable(self) -> Shareable:
+        attentions: list[Any] = [block.attn2 for block in _transformer_blocks(self.denoiser).values()]
+        text_maps = tuple(part for attention in attentions for part in (attention.to_k, attention.to_v))
+        return Shareable(self.image_modules, text_maps)
+
     def sites(self, layers: Sequence[str | int]) -> Sites:
         named = _transformer_blocks(self.pipeline.unet)
         names = list(named)
@@ -90,6 +102,17 @@ class SD15Backbone(UNetBackbone):
     def added_conditions(self, noised: Noised, prompt: Prompt) -> dict[str, Tensor] | None:
         return None
 
+    @property
+    def image_modules(self) -> tuple[nn.Module, ...]:
+        unet = self.pipeline.unet
+        stage = unet.down_blocks[0]
+        modules = (unet.conv_in, stage.resnets[0])
+        if not hasattr(stage, "attentions"):
+            return modules
+        attention = stage.attentions[0]
+        block = attention.transformer_blocks[0]
+        return (*modules, attention.norm, attention.proj_in, block.norm1, block.attn1, block.norm2, block.attn2.to_q)
+
 
 @final
 class SDXLBackbone(UNetBackbone):
@@ -112,6 +135,13 @@ class SDXLBackbone(UNetBackbone):
         size = torch.tensor([height, width, 0, 0, height, width], device=noised.sample.device)
         time_ids = size.to(noised.sample.dtype).expand(len(noised.sample), -1)
         return {"text_embeds": prompt.pooled, "time_ids": time_ids}
+
+    @property
+    def image_modules(self) -> tuple[nn.Module, ...]:
+        # The pooled text joins the time embedding, which enters every residual block after its first convolution.
+        unet = self.pipeline.unet
+        first = unet.down_blocks[0].resnets[0]
+        return unet.conv_in, first.norm1, first.conv1
 
 
 def _transformer_blocks(unet: nn.Module) -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from softrepa_pipeline.backbones import Backbone
+from softrepa_pipeline.backbones import Backbone, grid
 from softrepa_pipeline.objectives import denoising_errors
 from softrepa_pipeline.randomness import numpy_generator, torch_generator
 from softrepa_pipeline.shapes.claims import is_true
@@ -40,8 +40,8 @@ def retrieval_hits(backbone: Backbone, images: np.ndarray, captions: list[list[s
         latent = backbone.encode_images(pixels).repeat(len(_LEVELS), 1, 1, 1)
         noise = torch.randn(latent.shape, generator=torch_generator(seed, "retrieval", row)).to(latent)
         timestep = torch.tensor(_LEVELS, device=latent.device) * NUM_TIMESTEPS
-        noised = backbone.noise(latent, noise, timestep).repeat_interleave(len(candidates))
-        prompt = backbone.encode_prompts(candidates)[torch.arange(len(candidates)).repeat(len(_LEVELS))]
-        errors = denoising_errors(backbone.predict(noised, prompt), noised.target).view(len(_LEVELS), -1)
+        columns = torch.arange(len(candidates)).expand(len(_LEVELS), -1)
+        pairs = grid(backbone.noise(latent, noise, timestep), backbone.encode_prompts(candidates), columns)
+        errors = denoising_errors(pairs.predict(backbone), pairs.target).view(columns.shape)
         hits.append(int(errors.mean(dim=0).argmin()) == 0)
     return np.array(hits)

@@ -1,17 +1,25 @@
 """Training of soft tokens on a frozen base model."""
 
-from softrepa_pipeline.training.config import FitConfig
-from softrepa_pipeline.training.data import TrainingSet, encode_latents
-from softrepa_pipeline.training.fit import Observer, Record, fit
+from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
+from softrepa_pipeline.training.data import TrainingSet
+from softrepa_pipeline.training.fit import Observer, fit
+from softrepa_pipeline.training.job import Job, Provenance, SamplesConfig, launch
+from softrepa_pipeline.training.latents import encode_latents
 from softrepa_pipeline.training.presets import PRESETS, fit_config
+from softrepa_pipeline.training.records import Record
 
 __all__ = [
     "PRESETS",
+    "ExecutionConfig",
     "FitConfig",
+    "Job",
     "Observer",
+    "Provenance",
     "Record",
+    "SamplesConfig",
     "TrainingSet",
     "encode_latents",
     "fit",
     "fit_config",
+    "launch",
 ]

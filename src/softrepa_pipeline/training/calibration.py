@@ -1,73 +1,121 @@
-"""The base model's own error gaps between captions, by timestep: what a calibrated temperature follows."""
+"""The base model's own errors by timestep: what a calibrated temperature and importance sampling follow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from softrepa_pipeline.backbones import Backbone, Prompt
+from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.objectives import denoising_errors
 from softrepa_pipeline.randomness import torch_generator
 from softrepa_pipeline.soft_tokens import bucket_of
 from softrepa_pipeline.training.config import FitConfig
 from softrepa_pipeline.training.data import TrainingSet
+from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.draws import Draws, uniform_mass
+from softrepa_pipeline.training.loading import StepData, load
+from softrepa_pipeline.training.methods import Method
 
 _NUM_TIMESTEPS = 1000
-_NUM_BUCKETS = 10
+NUM_BUCKETS = 10
 _BATCHES = 2
-
-
-def temperatures(backbone: Backbone, data: TrainingSet, config: FitConfig) -> Tensor:
-    """τ (buckets,) for equal buckets of timesteps: as configured, times the base's own gaps where calibrated."""
-    configured = torch.tensor(config.temperatures)
-    if not config.calibrated or config.objective != "softrepa":
-        return configured
-    steps = torch.arange(_NUM_BUCKETS) * _NUM_TIMESTEPS / _NUM_BUCKETS
-    return configured[bucket_of(steps, len(configured))] * measure_gaps(backbone, data, config)
-
-
-@torch.no_grad()
-def measure_gaps(backbone: Backbone, data: TrainingSet, config: FitConfig) -> Tensor:
-    """Mean over images of the standard deviation over captions of err[i, :], (10,), one value a timestep decile."""
-    gaps = []
-    for bucket in range(_NUM_BUCKETS):
-        generator = torch_generator(config.seed, "calibration", bucket)
-        rows = [_row_deviation(backbone, data, config, bucket, batch, generator) for batch in range(_BATCHES)]
-        gaps.append(torch.cat(rows).mean())
-    return torch.stack(gaps)
-
-
-def _row_deviation(
-    backbone: Backbone, data: TrainingSet, config: FitConfig, bucket: int, batch: int, generator: torch.Generator
-) -> Tensor:
-    candidates = data.candidates(config, batch)
-    latents = data.latents[candidates.rows].to(backbone.device)
-    share = torch.rand(len(latents), generator=generator)
-    timestep = ((bucket + share) * _NUM_TIMESTEPS / _NUM_BUCKETS).to(latents.device)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    noised = backbone.noise(latents, noise, timestep).repeat_interleave(config.num_candidates)
-    prompt = encode_candidates(backbone, candidates.captions).of(torch.arange(len(latents)))
-    errors = denoising_errors(backbone.predict(noised, prompt), noised.target)
-    return errors.view(len(latents), -1).std(dim=1).cpu()
+_LEAST_DENSITY = 0.25  # of the uniform one: bounds the weights 1/q at 4
 
 
 @dataclass(frozen=True)
-class EncodedCandidates:
-    """A step's captions, each encoded once; `rows` (images, captions) says which is whose."""
+class Profile:
+    """Means over images for each decile of timesteps (10,): error of the own caption, deviation over captions, weight.
 
-    prompt: Prompt
-    rows: Tensor
+    The weight is Σ_j |∂L_i / ∂err[i, j]|: how much of the objective's gradient a timestep contributes.
+    """
 
-    def of(self, images: Tensor) -> Prompt:
-        """The candidates of some images, one entry a pair, image by image."""
-        return self.prompt[self.rows[images].flatten().to(self.prompt.states.device)]
+    error: Float[Tensor, " buckets"]
+    gap: Float[Tensor, " buckets"]
+    weight: Float[Tensor, " buckets"]
 
 
-def encode_candidates(backbone: Backbone, captions: list[list[str]]) -> EncodedCandidates:
-    """Encode each distinct caption once."""
-    distinct = sorted({caption for row in captions for caption in row})
-    row_of = {caption: row for row, caption in enumerate(distinct)}
-    rows = torch.tensor([[row_of[caption] for caption in row] for row in captions])
-    return EncodedCandidates(backbone.encode_prompts(distinct), rows)
+@dataclass(frozen=True)
+class Calibration:
+    """τ by timestep and how often each decile is looked at, both (buckets,), and the profile that they come from."""
+
+    temperatures: Tensor
+    density: Tensor
+    profile: Profile
+
+
+def calibrate(backbone: Backbone, data: TrainingSet, method: Method, pairs_at_once: int, group: Group) -> Calibration:
+    """Measure the model as it stands, and follow it where the configuration asks to."""
+    config = method.config
+    errors, is_candidate = _measure(backbone, data, config, pairs_at_once, group)
+    gaps = errors.std(dim=2).mean(dim=1) if config.num_candidates > 1 else torch.ones(NUM_BUCKETS)
+    temperatures = torch.tensor(config.temperatures)
+    if config.calibrated and config.objective == "softrepa":
+        middles = torch.arange(NUM_BUCKETS) * _NUM_TIMESTEPS / NUM_BUCKETS
+        temperatures = temperatures[bucket_of(middles, len(temperatures))] * gaps
+    weights = torch.stack(
+        [
+            gradient_weight(method, matrix, is_candidate, _temperature(temperatures, bucket))
+            for bucket, matrix in enumerate(errors)
+        ]
+    )
+    profile = Profile(errors[:, :, 0].mean(dim=1), gaps, weights)
+    return Calibration(temperatures, _density(config, weights), profile)
+
+
+def gradient_weight(method: Method, errors: Tensor, is_candidate: Tensor, temperature: Tensor) -> Tensor:
+    """Mean over images of Σ_j |∂L_i / ∂err[i, j]| at these errors (images, captions), a scalar."""
+    errors = errors.detach().requires_grad_()
+    ones = torch.ones(len(errors), device=errors.device)
+    losses = method.losses(errors, temperature.to(errors.device) * ones, is_candidate)
+    (by_error,) = torch.autograd.grad(losses.loss.sum(), errors)
+    return by_error.abs().sum(dim=1).mean()
+
+
+def _density(config: FitConfig, weights: Tensor) -> Tensor:
+    """How often each decile is drawn: as its weight asks, but never less than a quarter as often as uniformly."""
+    uniform = uniform_mass(config, NUM_BUCKETS)
+    wanted = uniform * weights / (uniform * weights).sum()
+    return _LEAST_DENSITY * uniform + (1 - _LEAST_DENSITY) * wanted
+
+
+def _temperature(temperatures: Tensor, bucket: int) -> Tensor:
+    middle = torch.tensor([(bucket + 0.5) * _NUM_TIMESTEPS / NUM_BUCKETS])
+    return temperatures[bucket_of(middle, len(temperatures))]
+
+
+def _measure(
+    backbone: Backbone, data: TrainingSet, config: FitConfig, pairs_at_once: int, group: Group
+) -> tuple[Tensor, Tensor]:
+    """Errors (deciles, images, captions) of the first images, whose candidates they are; processes share the work."""
+    size = config.batch_size
+    batches = [range(batch * size, (batch + 1) * size) for batch in range(_BATCHES)]
+    is_candidate = torch.cat([data.candidates(config, batch).is_candidate for batch in batches])
+    errors = torch.zeros(NUM_BUCKETS, *is_candidate.shape)
+    for bucket in range(group.rank, NUM_BUCKETS, group.size):
+        for batch in batches:
+            loaded = load(backbone, data, config, batch, _draws(config, data.latents.shape[1:], bucket, batch))
+            errors[bucket, batch.start : batch.stop] = pair_errors(backbone, loaded, pairs_at_once).cpu()
+    return group.add(errors.to(backbone.device)).cpu(), is_candidate
+
+
+@torch.no_grad()
+def pair_errors(backbone: Backbone, loaded: StepData, pairs_at_once: int) -> Tensor:
+    """err[i, j] (images, captions) of everything that was loaded, with the tokens that are injected."""
+    ones = torch.ones(1)
+    pairs = loaded.rows_at(torch.arange(len(loaded)), ones, share=True).pairs
+    parts = [pairs[index] for index in torch.arange(len(pairs)).split(pairs_at_once)]
+    errors = [denoising_errors(part.predict(backbone), part.target) for part in parts]
+    return torch.cat(errors).view(loaded.text_of.shape)
+
+
+def _draws(config: FitConfig, shape: torch.Size, bucket: int, positions: range) -> Draws:
+    noise, share = [], []
+    for position in positions:
+        generator = torch_generator(config.seed, "calibration", bucket, position)
+        noise.append(torch.randn(shape, generator=generator))
+        share.append(torch.rand(1, generator=generator))
+    timestep = (bucket + torch.cat(share)) * _NUM_TIMESTEPS / NUM_BUCKETS
+    return Draws(torch.stack(noise), timestep, torch.ones(len(positions)))

@@ -1,69 +1,130 @@
-"""Checkpoints of a training run: tensors and step in one safetensors file, written whole or not at all."""
+"""Checkpoints of a training run: the tensors in one safetensors file, and beside it a manifest with its checksum.
+
+The manifest is written last, so that a checkpoint counts only when all of it is on the disk.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from softrepa_pipeline.config import build
+from softrepa_pipeline.training.guards import Guard
 from softrepa_pipeline.training.methods import Method
+
+logger = logging.getLogger(__name__)
 
 _KEPT = 2
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best validation so far, and how many came after it."""
+
+    accuracy: float = -1.0
+    loss: float = float("inf")
+    step: int = -1
+    worse_since: int = 0
+
+    def after(self, accuracy: float, loss: float, step: int) -> Best:
+        if (accuracy, -loss) > (self.accuracy, -self.loss):
+            return Best(accuracy, loss, step)
+        return Best(self.accuracy, self.loss, self.step, self.worse_since + 1)
+
+
+@dataclass(frozen=True)
 class Progress:
-    """What a run has done: optimiser steps, and the temperatures (buckets,)."""
+    """What a run has done: optimiser steps, how timesteps are treated (buckets,), what guards and validation saw.
+
+    All randomness is a function of the seed and the step, so the data's place and the generators' state are in `step`.
+    """
 
     step: int
     temperatures: Tensor
+    density: Tensor
+    pairs_at_once: int
+    guard: Guard = field(default_factory=Guard)
+    best: Best = field(default_factory=Best)
 
 
 def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, progress: Progress) -> None:
-    """Write `step-<n>.safetensors`, fsynced and renamed, and drop all but the last two."""
+    """Write a checkpoint, and drop all but the last two and the best."""
     tensors = {f"method.{name}": value.detach().clone() for name, value in method.state_dict().items()}
     for index, parameter in enumerate(method.trainable):
-        for name, value in optimizer.state[parameter].items():
+        for name, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
-    tensors["temperatures"] = progress.temperatures.clone()
+    tensors |= {"temperatures": progress.temperatures.clone(), "density": progress.density.clone()}
+    content = save(tensors)
+    state = {"guard": asdict(progress.guard), "best": asdict(progress.best), "pairs_at_once": progress.pairs_at_once}
+    manifest = {"step": progress.step, "sha256": hashlib.sha256(content).hexdigest(), **state}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{progress.step:07d}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": json.dumps(progress.step)})
-    with partial.open("rb") as file:
+    file = _file(folder, progress.step)
+    _write(file, content)
+    _write(file.with_suffix(".json"), json.dumps(manifest).encode())
+    for manifest_file in list(_newest_first(folder))[_KEPT:]:
+        if manifest_file.stem != _file(folder, progress.best.step).stem:
+            manifest_file.unlink()
+            manifest_file.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    folder: Path, method: Method, optimizer: torch.optim.AdamW, step: int | None = None
+) -> Progress | None:
+    """Restore tokens, averages and optimiser from the newest whole checkpoint, or that of `step`; None without one.
+
+    A damaged one is skipped with a warning, and the one before it taken.
+    """
+    for manifest_file in _newest_first(folder):
+        if step is not None and manifest_file.stem != _file(folder, step).stem:
+            continue
+        try:
+            manifest, tensors = _read(manifest_file)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("checkpoint %s is damaged and left out (%s)", manifest_file.with_suffix(""), error)
+            continue
+        method.load_state_dict({name: tensors[f"method.{name}"] for name in method.state_dict()})
+        optimizer.load_state_dict(_optimizer_state(optimizer, tensors))
+        guard = build(Guard, manifest["guard"], "guard")
+        best = build(Best, manifest["best"], "best")
+        temperatures, density = tensors["temperatures"], tensors["density"]
+        return Progress(manifest["step"], temperatures, density, manifest["pairs_at_once"], guard, best)
+    return None
+
+
+def _read(manifest_file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    manifest = json.loads(manifest_file.read_text())
+    file = manifest_file.with_suffix(".safetensors")
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != manifest["sha256"]:
+            raise ValueError("its checksum is not the manifest's")
+    with safe_open(file, framework="pt") as opened:
+        return manifest, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Under a temporary name, on the disk, then renamed, and the name on the disk too."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    for old in _checkpoints(folder)[:-_KEPT]:
-        old.unlink()
-
-
-def load_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW) -> Progress | None:
-    """Restore tokens, averages and optimiser from the newest checkpoint; None where there is none.
-
-    Raises:
-        ValueError: the newest checkpoint is damaged; the message names it and says how to go on.
-    """
-    files = _checkpoints(folder)
-    if not files:
-        return None
+    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        with safe_open(files[-1], framework="pt") as file:
-            step = int(json.loads((file.metadata() or {})["step"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {files[-1]} is damaged ({error}); delete it to go on from the one before, or from the start"
-        ) from error
-    method.load_state_dict({name: tensors[f"method.{name}"] for name in method.state_dict()})
-    optimizer.load_state_dict(_optimizer_state(optimizer, tensors))
-    return Progress(step, tensors["temperatures"])
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _optimizer_state(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -75,5 +136,9 @@ def _optimizer_state(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -
     return {**optimizer.state_dict(), "state": state}
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"))
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}.safetensors"
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.glob("step-*.json"), reverse=True))

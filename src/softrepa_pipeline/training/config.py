@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from softrepa_pipeline.objectives import LOGITS
 
@@ -20,8 +21,10 @@ class FitConfig:
     Data: each step takes `batch_size` images. With `candidates: sampled` an image competes with `num_negatives`
     captions besides its own: `edited_share` of them structured (the caption with a contradiction in it), `mined_share`
     mined, as far as there are any, the others drawn from the whole data set. With `candidates: batch` it competes with
-    the captions of the step's other images. Timesteps are uniform in `timestep_range`, one an image, or with
-    `shared_draws` one timestep and one noise for all. `noise_offset` shifts each channel of the noise at random.
+    the captions of the step's other images, all of them or `num_negatives` drawn uniformly, whose logits then stand
+    for all. Timesteps lie in `timestep_range`, one an image, or with `shared_draws` one timestep and one noise for all:
+    `uniform`, `logit_normal` (arXiv 2403.03206), or `importance`, drawn as often as the base model's own gradient
+    weight at them is large and weighted by 1/q. `noise_offset` shifts each channel of the noise at random.
 
     Objective: `softrepa` has `logits` (`exponential` is the paper's form, `relative` the same from the row's best
     caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
@@ -30,7 +33,8 @@ class FitConfig:
     `ranking_temperature`, `ema_decay` and `ema_warmup`. `dsm` trains on the images' own captions alone.
 
     Length and optimiser: `num_steps`, or `num_epochs` of the data; the learning rate falls to zero over the last
-    `decay_share` of the steps. `max_pairs_in_memory` bounds what one backward holds.
+    `decay_share` of the steps. `held_out_images` are kept from training and measured every `validation_steps`; after
+    `patience` measurements without a better retrieval accuracy or loss training ends and the best tokens are kept.
     """
 
     layers: tuple[int | str, ...]
@@ -43,10 +47,11 @@ class FitConfig:
     num_buckets: int = 0
     initial: str = "normal"
     candidates: str = "sampled"
-    num_negatives: int = 1
+    num_negatives: int | None = 1
     edited_share: float = 0.0
     mined_share: float = 0.0
     shared_draws: bool = False
+    timesteps: str = "uniform"
     timestep_range: tuple[float, float] = (0.0, 1000.0)
     noise_offset: float = 0.0
     logits: str = "exponential"
@@ -67,8 +72,9 @@ class FitConfig:
     max_gradient_norm: float = 1.0
     seed: int = 0
     resolution: int = 512
-    max_pairs_in_memory: int = 256
-    checkpoint_steps: int = 25
+    held_out_images: int = 0
+    validation_steps: int = 100
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -77,8 +83,12 @@ class FitConfig:
             raise ValueError("fit: set one of num_steps and num_epochs, and the other to null")
         if self.symmetric and not (self.candidates == "batch" and self.shared_draws):
             raise ValueError("fit.symmetric compares images with each other: set candidates: batch and shared_draws")
-        if self.symmetric and self.num_pairs > self.max_pairs_in_memory:
-            raise ValueError(f"fit.symmetric needs its {self.num_pairs} pairs at once; raise fit.max_pairs_in_memory")
+        if self.symmetric and self.is_sample_of_batch:
+            raise ValueError("fit.symmetric needs every caption with every image: set num_negatives to null")
+        if self.candidates == "sampled" and self.num_negatives is None:
+            raise ValueError("fit.num_negatives may be null (all of them) only with candidates: batch")
+        if self.patience is not None and not self.held_out_images:
+            raise ValueError("fit.patience stops by images that training does not see; set held_out_images")
         if self.candidates == "batch" and self.batch_size < 2 and self.objective != "dsm":
             raise ValueError("fit.candidates batch needs a batch_size of at least 2")
 
@@ -88,6 +98,7 @@ class FitConfig:
             "logits": tuple(LOGITS),
             "initial": ("normal", "null_text"),
             "candidates": ("sampled", "batch"),
+            "timesteps": ("uniform", "logit_normal", "importance"),
         }
         for name, options in choices.items():
             if getattr(self, name) not in options:
@@ -104,17 +115,24 @@ class FitConfig:
             raise ValueError(f"fit.timestep_range must lie in [0, 1000], low before high, not {self.timestep_range}")
         if min(self.temperatures) <= 0:
             raise ValueError(f"fit.temperature must be above 0, not {self.temperature}")
-        counts = ("num_steps", "num_epochs", "batch_size", "num_negatives", "checkpoint_steps", "max_pairs_in_memory")
-        for name in counts:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+        if self.held_out_images < 0:
+            raise ValueError(f"fit.held_out_images must not be negative, not {self.held_out_images}")
+        counts = ("num_steps", "num_epochs", "batch_size", "num_negatives", "validation_steps", "patience")
+        _check_positive(self, "fit", counts)
 
     @property
     def num_candidates(self) -> int:
         """Captions scored for each image, its own included."""
         if self.objective == "dsm":
             return 1
-        return self.batch_size if self.candidates == "batch" else 1 + self.num_negatives
+        if self.candidates == "sampled":
+            return 1 + cast(int, self.num_negatives)
+        return min(self.batch_size, 1 + (self.num_negatives or self.batch_size))
+
+    @property
+    def is_sample_of_batch(self) -> bool:
+        """Whether an image competes with some of the step's other captions, drawn uniformly, in place of all."""
+        return self.objective != "dsm" and self.candidates == "batch" and self.num_candidates < self.batch_size
 
     @property
     def num_pairs(self) -> int:
@@ -134,3 +152,30 @@ class FitConfig:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         remaining = (num_steps - step) / num_steps
         return self.learning_rate * warm * min(1.0, remaining / self.decay_share if self.decay_share else 1.0)
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a training is run; it changes nothing in the result but rounding.
+
+    `max_pairs_in_memory` bounds what one backward holds; null measures what fits. `compile` compiles the denoiser's
+    repeated blocks, which pays on a GPU. Checkpoints are written every `checkpoint_steps` or `checkpoint_minutes`,
+    whichever comes first. With several `num_processes` a worker that dies is restarted up to `max_restarts` times.
+    """
+
+    num_processes: int = 1
+    max_pairs_in_memory: int | None = None
+    compile: bool = False
+    checkpoint_steps: int = 25
+    checkpoint_minutes: float = 10.0
+    max_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "execution", ("num_processes", "max_pairs_in_memory", "checkpoint_steps"))
+
+
+def _check_positive(config: object, block: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{block}.{name} must be at least 1, not {value}")

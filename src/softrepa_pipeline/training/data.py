@@ -1,26 +1,18 @@
-"""What a training step reads: cached latents, and for each image one of its captions and its negatives."""
+"""What a training step reads: latents, and for each image one of its captions and its negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.training.config import FitConfig
-
-_MAX_ENCODE_BATCH = 64
-_ENCODE_PIXELS = 2**22  # at once: 16 images of 512 pixels
+from softrepa_pipeline.training.latents import LatentShards
 
 
 @dataclass(frozen=True)
@@ -35,59 +27,96 @@ class Candidates:
     is_candidate: Tensor
 
 
+@dataclass(frozen=True)
 class TrainingSet:
-    """Latents (images, channels, height, width) with captions and mined negatives, in the same order."""
+    """Latents (images, channels, height, width) with captions and mined negatives, in the same order.
 
-    def __init__(self, latents: Tensor, negatives_file: Path) -> None:
-        table = pq.read_table(negatives_file)
-        self.latents = latents
-        self.captions: list[list[str]] = table["captions"].to_pylist()
-        self.edits: list[list[list[str]]] = table["edits"].to_pylist()
-        self.negatives: list[list[str]] = table["negatives"].to_pylist()
-        self.all_captions = sorted({caption for own in self.captions for caption in own})
-        if any(len(set(own)) == len(self.all_captions) for own in self.captions):
+    `members` are the images that this set draws from; captions of the others may still be negatives.
+    """
+
+    latents: Tensor | LatentShards
+    image_ids: list[str]
+    captions: list[list[str]]
+    edits: list[list[list[str]]]
+    negatives: list[list[str]]
+    all_captions: list[str]
+    members: np.ndarray
+
+    @classmethod
+    def read(cls, latents: Tensor | LatentShards, negatives_file: Path) -> TrainingSet:
+        """The images of mining's table with their latents.
+
+        Raises:
+            ValueError: table and latents do not fit each other, or an image has every caption there is.
+        """
+        columns = pq.read_table(negatives_file, columns=["image_id", "captions", "edits", "negatives"]).to_pydict()
+        captions = columns["captions"]
+        all_captions = sorted({caption for own in captions for caption in own})
+        if any(len(set(own)) == len(all_captions) for own in captions):
             raise ValueError(f"{negatives_file}: one image has every caption, so that none can be its negative")
-        if len(self.captions) != len(latents):
+        if len(captions) != len(latents):
             raise ValueError(
-                f"{negatives_file} lists {len(self.captions)} images, but {len(latents)} were encoded; "
+                f"{negatives_file} lists {len(captions)} images, but {len(latents)} were encoded; "
                 "run `kedro run --pipeline train --params force=true`"
             )
+        parts = (columns["image_id"], captions, columns["edits"], columns["negatives"])
+        return cls(latents, *parts, all_captions, np.arange(len(captions)))
 
-    def candidates(self, config: FitConfig, step: int) -> Candidates:
-        """The images of a step and their candidate captions: a pure function of (seed, step)."""
-        rows = self._rows(config, step)
-        rng = numpy_generator(config.seed, "captions", step)
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def split(self, config: FitConfig) -> tuple[TrainingSet, TrainingSet]:
+        """The set to train on, and `config.held_out_images` drawn from it for validation.
+
+        Raises:
+            ValueError: nothing would be left to train on.
+        """
+        if config.held_out_images >= len(self):
+            raise ValueError(f"fit.held_out_images is {config.held_out_images}, but there are {len(self)} images")
+        order = numpy_generator(config.seed, "held out").permutation(self.members)
+        kept, held_out = order[config.held_out_images :], order[: config.held_out_images]
+        return replace(self, members=np.sort(kept)), replace(self, members=np.sort(held_out))
+
+    def candidates(self, config: FitConfig, positions: range, part: slice = slice(None)) -> Candidates:
+        """The images at these positions of the endless sample order, and their candidates.
+
+        A pure function of (seed, positions); with `candidates: batch` images compete with the captions of all
+        positions. Only the images of `part` are returned.
+        """
+        rows = self._rows(config, positions)
+        rngs = [numpy_generator(config.seed, "captions", position) for position in positions]
+        own = [_one_of(self.captions[row], rng) for row, rng in zip(rows, rngs, strict=True)]
+        chosen = range(len(rows))[part]
         if config.objective == "dsm":
-            captions = [[_one_of(self.captions[row], rng)] for row in rows]
+            captions = [[own[i]] for i in chosen]
         elif config.candidates == "batch":
-            captions = _own_first([_one_of(self.captions[row], rng) for row in rows])
+            captions = [_own_first(own, i, config.num_candidates - 1, rngs[i]) for i in chosen]
         else:
-            captions = [self._candidates_of(row, config, rng) for row in rows]
+            captions = [self._candidates_of(rows[i], own[i], config, rngs[i]) for i in chosen]
         is_candidate = [
-            [index == 0 or caption not in self.captions[row] for index, caption in enumerate(scored)]
-            for row, scored in zip(rows, captions, strict=True)
+            [index == 0 or caption not in self.captions[rows[i]] for index, caption in enumerate(scored)]
+            for i, scored in zip(chosen, captions, strict=True)
         ]
-        return Candidates(torch.from_numpy(rows), captions, torch.tensor(is_candidate))
+        return Candidates(torch.from_numpy(rows[part]), captions, torch.tensor(is_candidate))
 
-    def _rows(self, config: FitConfig, step: int) -> np.ndarray:
-        """Position by position through a fresh permutation for each epoch."""
-        size = len(self.latents)
-        positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+    def _rows(self, config: FitConfig, positions: range) -> np.ndarray:
+        """Position by position through a fresh permutation for each epoch: the same for any number of processes."""
+        epochs, places = np.divmod(np.array(positions), len(self))
         orders = {
-            epoch: numpy_generator(config.seed, "order", int(epoch)).permutation(size)
-            for epoch in np.unique(positions // size)
+            epoch: numpy_generator(config.seed, "order", int(epoch)).permutation(self.members)
+            for epoch in np.unique(epochs)
         }
-        return np.array([orders[position // size][position % size] for position in positions])
+        return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
 
-    def _candidates_of(self, row: int, config: FitConfig, rng: np.random.Generator) -> list[str]:
-        own = self.captions[row]
-        index = int(rng.integers(len(own)))
-        edited = _some(self.edits[row][index], config.num_negatives * config.edited_share, rng)
-        mined = _some(self.negatives[row], config.num_negatives * config.mined_share, rng)
-        taken = [own[index], *edited, *mined]
-        while len(taken) < 1 + config.num_negatives:
+    def _candidates_of(self, row: int, own: str, config: FitConfig, rng: np.random.Generator) -> list[str]:
+        count = config.num_candidates - 1
+        belonging = self.captions[row]
+        edited = _some(self.edits[row][belonging.index(own)], count * config.edited_share, rng)
+        mined = _some(self.negatives[row], count * config.mined_share, rng)
+        taken = [own, *edited, *mined]
+        while len(taken) < 1 + count:
             caption = _one_of(self.all_captions, rng)
-            if caption not in own:
+            if caption not in belonging:
                 taken.append(caption)
         return taken
 
@@ -96,39 +125,13 @@ def _one_of(captions: list[str], rng: np.random.Generator) -> str:
     return captions[int(rng.integers(len(captions)))]
 
 
-def _own_first(captions: list[str]) -> list[list[str]]:
-    """Each image with its own caption first and the others' after it, in their order."""
-    return [[own, *captions[:row], *captions[row + 1 :]] for row, own in enumerate(captions)]
+def _own_first(own: list[str], index: int, count: int, rng: np.random.Generator) -> list[str]:
+    """An image's own caption, then `count` of the others', in their order, drawn uniformly where that is not all."""
+    others = np.delete(np.arange(len(own)), index)
+    chosen = others if count == len(others) else np.sort(rng.choice(others, count, replace=False))
+    return [own[index], *(own[i] for i in chosen)]
 
 
 def _some(captions: list[str], count: float, rng: np.random.Generator) -> list[str]:
     """As many as there are of `count`, drawn without replacement."""
     return [captions[i] for i in rng.permutation(len(captions))[: round(count)]]
-
-
-def to_pixels(image: Image.Image, resolution: int) -> Tensor:
-    """Pixels (3, resolution, resolution) in [−1, 1] of an RGB image, shorter side scaled, centre-cropped."""
-    square = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
-
-
-def encode_latents(
-    backbone: Backbone, images: Iterable[Image.Image], total: int, resolution: int, path: Path
-) -> Tensor:
-    """Encode images in order into one safetensors file at `path`, or read it where it is complete."""
-    if not path.is_file():
-        parts, batch = [], []
-        batch_size = max(1, min(_MAX_ENCODE_BATCH, _ENCODE_PIXELS // resolution**2))
-        for image in tqdm(images, total=total, desc="encoding latents", mininterval=2):
-            batch.append(to_pixels(image, resolution))
-            if len(batch) == batch_size:
-                parts.append(backbone.encode_images(torch.stack(batch)).cpu())
-                batch = []
-        if batch:
-            parts.append(backbone.encode_images(torch.stack(batch)).cpu())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        save_file({"latents": torch.cat(parts)}, partial)
-        partial.replace(path)
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("latents")

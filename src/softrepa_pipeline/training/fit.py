@@ -6,26 +6,32 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast, final
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, inject
-from softrepa_pipeline.randomness import torch_generator
-from softrepa_pipeline.soft_tokens import SoftTokens, bucket_of
-from softrepa_pipeline.training.calibration import EncodedCandidates, encode_candidates, temperatures
+from softrepa_pipeline.soft_tokens import SoftTokens
+from softrepa_pipeline.training.calibration import Profile, calibrate
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from softrepa_pipeline.training.config import FitConfig
-from softrepa_pipeline.training.data import Candidates, TrainingSet
+from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
+from softrepa_pipeline.training.data import TrainingSet
+from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.guards import record_skipped
 from softrepa_pipeline.training.initial import initial_tokens
-from softrepa_pipeline.training.methods import METHODS, Method, RowResult, Rows
+from softrepa_pipeline.training.interruption import Interruption, interruption
+from softrepa_pipeline.training.loading import Loader, StepData, load_step
+from softrepa_pipeline.training.memory import fitting_pairs, is_out_of_memory, used_gib
+from softrepa_pipeline.training.methods import METHODS
+from softrepa_pipeline.training.pair_engine import PairResult, accumulate, choose_plan
+from softrepa_pipeline.training.records import Record, log_of, sums_of
+from softrepa_pipeline.training.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -36,136 +42,243 @@ class Observer:
     on_milestone: Callable[[int, SoftTokens], None] = lambda step, tokens: None
 
 
-def fit(backbone: Backbone, data: TrainingSet, config: FitConfig, folder: Path, observer: Observer) -> SoftTokens:
-    """Train soft tokens; goes on from the newest checkpoint in `folder`, exactly as if it had never stopped.
-
-    Every record is appended to `folder/metrics.jsonl` and given to the observer, on a resumed run from step 0 on.
-
-    Raises:
-        ValueError: the newest checkpoint is damaged, or the loss is not finite.
-    """
-    sites = backbone.sites(config.layers)
-    tokens = initial_tokens(backbone, sites, config, data.latents.shape[1:])
-    method = METHODS[config.objective](tokens, config).to(backbone.device)
-    optimizer = torch.optim.AdamW(method.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    num_steps = config.steps_for(len(data.latents))
-    progress = load_checkpoint(folder, method, optimizer)
-    if progress is None:
-        progress = Progress(0, temperatures(backbone, data, config))
-        logger.info("temperatures by timestep: %s", ", ".join(f"{value:.4g}" for value in progress.temperatures))
-    else:
-        logger.info("going on from step %d of %d (%s)", progress.step, num_steps, folder)
-    log = _replay(folder / "metrics.jsonl", progress.step, observer)
-    milestones = {0, num_steps // 2}
-    injected = inject(backbone.denoiser, sites, method.injected)
-    with injected, log.open("a") as stream, _bar(num_steps, progress) as bar:
-        for step in range(progress.step, num_steps):
-            if step in milestones:
-                observer.on_milestone(step, method.tokens)
-            record = train_step(backbone, data, method, optimizer, config, replace(progress, step=step))
-            stream.write(json.dumps(record) + "\n")
-            stream.flush()
-            observer.on_record(record)
-            bar.update()
-            bar.set_postfix(loss=f"{record['loss']:.3f}")
-            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == num_steps:
-                save_checkpoint(folder, method, optimizer, replace(progress, step=step + 1))
-        observer.on_milestone(num_steps, method.tokens)
-    return method.tokens
-
-
-def train_step(
+def fit(
     backbone: Backbone,
     data: TrainingSet,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
     config: FitConfig,
-    progress: Progress,
-) -> Record:
-    """One optimiser step on a batch of images; whole rows at a time, so that the softmax is exact in one pass."""
-    started = time.perf_counter()
-    candidates = data.candidates(config, progress.step)
-    draws = _draw(data, config, candidates, progress)
-    # Columns do not decouple: the symmetric loss needs the whole matrix at once, for which its settings leave room.
-    pairs_at_once = config.num_pairs if config.symmetric else config.max_pairs_in_memory
-    rows_at_once = max(1, pairs_at_once // config.num_candidates)
-    optimizer.zero_grad(set_to_none=True)
-    results = []
-    encoded = encode_candidates(backbone, candidates.captions)
-    for images in torch.arange(config.batch_size).split(rows_at_once):
-        result = method.row_result(backbone, _rows(backbone, candidates, encoded, draws, images))
-        (result.loss.sum() / config.batch_size).backward()
-        results.append(result)
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate_at(progress.step, config.steps_for(len(data.latents)))
-    norm = torch.nn.utils.clip_grad_norm_(method.trainable, config.max_gradient_norm)
-    if not torch.isfinite(norm):
-        raise ValueError(
-            f"the gradient at step {progress.step} is not finite; lower fit.learning_rate or raise fit.temperature"
+    folder: Path,
+    execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008 - frozen
+    observer: Observer = Observer(),
+    group: Group = Group(),  # noqa: B008 - frozen
+) -> SoftTokens:
+    """Train soft tokens; goes on from the newest whole checkpoint in `folder`, exactly as if it had never stopped.
+
+    Every record is appended to `folder/metrics.jsonl` and given to the observer, on a resumed run from step 0 on.
+    Skipped steps stand in `folder/skipped.jsonl`, the base's errors by timestep in `folder/profile.json`. Ctrl-C and
+    SIGTERM end it with a checkpoint after the step that runs. All processes of a group call this alike.
+
+    Raises:
+        ValueError: the settings do not fit model or data, or steps were unusable again and again.
+        KeyboardInterrupt: it was asked to stop.
+    """
+    if config.batch_size < group.size:
+        raise ValueError(f"fit.batch_size is {config.batch_size}, fewer than the {group.size} processes")
+    trainer = Trainer(backbone, data, config, folder, execution, observer, group)
+    with inject(backbone.denoiser, trainer.sites, trainer.method.injected), interruption() as stop:
+        trainer.prepare()
+        while not trainer.is_done:
+            trainer.run(stop)
+        return trainer.finish()
+
+
+@final
+class Trainer:
+    """One training: its tokens, where it stands, and what it does each step."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: TrainingSet,
+        config: FitConfig,
+        folder: Path,
+        execution: ExecutionConfig,
+        observer: Observer,
+        group: Group,
+    ) -> None:
+        self.backbone, self.config, self.folder, self.execution = backbone, config, folder, execution
+        self.group = group
+        self.observer = observer if group.rank == 0 else Observer()
+        self.data, self.held_out = data.split(config)
+        self.num_steps = config.steps_for(len(self.data))
+        self.sites = backbone.sites(config.layers)
+        tokens = initial_tokens(backbone, self.sites, config, data.latents.shape[1:])
+        self.method = METHODS[config.objective](tokens, config).to(backbone.device)
+        self.optimizer = torch.optim.AdamW(
+            self.method.trainable, lr=config.learning_rate, weight_decay=config.weight_decay
         )
-    optimizer.step()
-    method.after_step(progress.step)
-    record = {"step": progress.step, **_record(results), "gradient_norm": float(norm)}
-    record["learning_rate"] = optimizer.param_groups[0]["lr"]
-    record["pairs_per_second"] = config.num_pairs / (time.perf_counter() - started)
-    return record
+        self.part = group.part(config.batch_size)
+        self.is_done = self._asked_to_stop = False
+        self._saved_at = time.monotonic()
+
+    def prepare(self) -> None:
+        """Restore the newest checkpoint, or calibrate and start at step 0."""
+        restored = load_checkpoint(self.folder, self.method, self.optimizer)
+        # Every process reads the same files, but rank 0 may have pruned or damaged ones be seen by some: it decides.
+        step = self.group.broadcast(-1 if restored is None else restored.step)
+        if restored is not None and restored.step != step:
+            restored = load_checkpoint(self.folder, self.method, self.optimizer, step)
+        if restored is None:
+            restored = self._start()
+        else:
+            logger.info("going on from step %d of %d (%s)", step, self.num_steps, self.folder)
+        self.progress = restored
+        self.is_done = self._is_early()
+        plan = choose_plan(self.config, self.part.stop - self.part.start, restored.pairs_at_once)
+        logger.info("pair engine: %s", plan)
+        self.validation = Validation(self.backbone, self.held_out, self.method, self.group, plan.pairs_at_once)
+        self.log = log_of(self.folder, restored.step, self.observer.on_record) if self.group.rank == 0 else None
+
+    def _start(self) -> Progress:
+        uniform = torch.ones(1)
+        first = load_step(self.backbone, self.data, self.config, uniform, 0, slice(0, 2))
+        pairs = first.rows_at(torch.arange(len(first)), uniform, share=False).pairs
+        pairs_at_once = self.execution.max_pairs_in_memory or fitting_pairs(self.backbone, pairs)
+        found = calibrate(self.backbone, self.data, self.method, pairs_at_once, self.group)
+        if self.group.rank == 0:
+            _write_profile(self.folder, found.profile)
+        logger.info("temperatures by timestep: %s", ", ".join(f"{value:.4g}" for value in found.temperatures))
+        return Progress(0, found.temperatures, found.density, pairs_at_once)
+
+    def run(self, stop: Interruption) -> None:
+        """Steps until the end, an interruption, or a rollback, after which it is to be called again."""
+        loader = Loader(self.backbone, self.data, self.config, self.progress.density, self.part)
+        start = self.progress.step
+        with tqdm(
+            total=self.num_steps, initial=start, desc="training soft tokens", mininterval=1, disable=self.group.rank > 0
+        ) as bar:
+            for step, loaded in loader.steps(start, self.num_steps):
+                if step in {0, self.num_steps // 2}:
+                    self.observer.on_milestone(step, self.method.tokens)
+                record = self.step(step, loaded, loader.waited, stop)
+                if record is None:
+                    if self.progress.guard.must_roll_back:
+                        self.roll_back()
+                        return
+                else:
+                    bar.set_postfix(loss=f"{record['loss']:.3f}", pairs=f"{record['pairs_per_second']:.0f}/s")
+                bar.update()
+                must_stop = self._asked_to_stop
+                is_measured = self._is_validated(step + 1)
+                if is_measured:
+                    self.validate(step + 1)
+                if is_measured or must_stop or self._is_due(step + 1):
+                    self.save()
+                if must_stop:
+                    raise KeyboardInterrupt
+                if self.is_done:
+                    return
+        self.is_done = True
+
+    def step(self, step: int, loaded: StepData, waited: float, stop: Interruption) -> Record | None:
+        """One optimiser step; None where it had to be skipped."""
+        started = time.perf_counter()
+        results = self.gradients(loaded)
+        sums = sums_of(results)
+        self._asked_to_stop = self._exchange(sums, stop.is_requested) > 0
+        norm = float(torch.nn.utils.clip_grad_norm_(self.method.trainable, self.config.max_gradient_norm))
+        record = {"step": float(step), **{name: value / self.config.batch_size for name, value in sums.items()}}
+        fault = self.progress.guard.fault(record["loss"], norm)
+        if fault is not None:
+            self._skip(step, fault)
+            return None
+        rate = self.config.learning_rate_at(step, self.num_steps) * self.progress.guard.learning_rate_scale
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.optimizer.step()
+        self.method.after_step(step)
+        self.progress = replace(self.progress, step=step + 1, guard=self.progress.guard.after_good(record["loss"]))
+        seconds = time.perf_counter() - started + waited
+        record |= {"gradient_norm": norm, "learning_rate": rate, "wait_share": waited / seconds}
+        record |= {"pairs_per_second": self.config.num_pairs / seconds, "memory_gib": used_gib(self.backbone.device)}
+        self._report(record)
+        return record
+
+    def gradients(self, loaded: StepData) -> list[PairResult]:
+        """The gradient of this process's images on the tokens; memory that does not suffice halves the micro-batch."""
+        while True:
+            try:
+                return self._accumulate(loaded)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.progress.pairs_at_once == 1:
+                    raise
+            # Outside the handler, whose traceback would hold the tensors that must go.
+            self.progress = replace(self.progress, pairs_at_once=self.progress.pairs_at_once // 2)
+            logger.warning("out of memory: going on with %d pairs at once", self.progress.pairs_at_once)
+
+    def _accumulate(self, loaded: StepData) -> list[PairResult]:
+        self.optimizer.zero_grad(set_to_none=True)
+        plan = choose_plan(self.config, len(loaded), self.progress.pairs_at_once)
+        parts = torch.arange(len(loaded)).split(plan.rows_at_once)
+        share = not self.execution.compile
+        rows = (loaded.rows_at(images, self.progress.temperatures, share) for images in parts)
+        return [accumulate(self.backbone, self.method, part, plan, self.config.batch_size) for part in rows]
+
+    def _exchange(self, sums: Record, is_asked: bool) -> float:
+        """Sum gradients and measures over all processes, in one flat tensor; returns how many ask to stop."""
+        gradients = [cast(Tensor, parameter.grad) for parameter in self.method.trainable]
+        measured = torch.tensor([*sums.values(), float(is_asked)], device=self.backbone.device)
+        flat = self.group.add(torch.cat([*(gradient.flatten() for gradient in gradients), measured]))
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+        *values, num_asking = flat[start:].tolist()
+        sums.update(zip(sums, values, strict=True))
+        return num_asking
+
+    def _skip(self, step: int, fault: str) -> None:
+        positions = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+        image_ids = [self.data.image_ids[row] for row in self.data.candidates(self.config, positions).rows.tolist()]
+        logger.warning("step %d skipped: loss or gradient %s; images %s", step, fault, ", ".join(image_ids[:8]))
+        if self.group.rank == 0:
+            record_skipped(self.folder, step, fault, image_ids)
+        self.progress = replace(self.progress, step=step + 1, guard=self.progress.guard.after_bad())
+
+    def roll_back(self) -> None:
+        """Go back to the last checkpoint, at half the learning rate."""
+        guard = self.progress.guard.rolled_back()
+        restored = load_checkpoint(self.folder, self.method, self.optimizer)
+        if restored is None:
+            raise ValueError(f"the first steps were not usable; {self.folder / 'skipped.jsonl'} names their images")
+        recent = replace(guard, recent=restored.guard.recent)
+        self.progress = replace(restored, guard=recent, pairs_at_once=self.progress.pairs_at_once)
+        logger.warning("rolled back to step %d, learning rate × %g", restored.step, guard.learning_rate_scale)
+        if self.group.rank == 0:
+            self.log = log_of(self.folder, restored.step, lambda record: None)
+
+    def _is_validated(self, step: int) -> bool:
+        at_end = step == self.num_steps
+        return bool(self.config.held_out_images) and (at_end or step % self.config.validation_steps == 0)
+
+    def validate(self, step: int) -> None:
+        """Measure the held-out images; the training is done where they have not got better for too long."""
+        measures = self.validation.measure(self.progress.temperatures)
+        self._report({"step": float(step - 1), **measures})
+        accuracy, loss = measures["validation_accuracy"], measures["validation_loss"]
+        best = self.progress.best.after(accuracy, loss, step)
+        self.progress = replace(self.progress, best=best)
+        self.is_done = self._is_early()
+        logger.info("step %d: held-out retrieval %.3f, best %.3f (step %d)", step, accuracy, best.accuracy, best.step)
+
+    def _is_early(self) -> bool:
+        return self.config.patience is not None and self.progress.best.worse_since >= self.config.patience
+
+    def _is_due(self, step: int) -> bool:
+        if step == self.num_steps or step % self.execution.checkpoint_steps == 0:
+            return True
+        return time.monotonic() - self._saved_at > self.execution.checkpoint_minutes * 60
+
+    def save(self) -> None:
+        """Write a checkpoint, by one process."""
+        self._saved_at = time.monotonic()
+        if self.group.rank == 0:
+            save_checkpoint(self.folder, self.method, self.optimizer, self.progress)
+
+    def finish(self) -> SoftTokens:
+        """The trained tokens: the best ones where training stopped early by validation, else the last."""
+        if self.config.patience is not None:
+            load_checkpoint(self.folder, self.method, self.optimizer, self.progress.best.step)
+        self.observer.on_milestone(self.num_steps, self.method.tokens)
+        return self.method.tokens
+
+    def _report(self, record: Record) -> None:
+        if self.log is not None:
+            with self.log.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+        self.observer.on_record(record)
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """A step's random draws for all its images: the same whatever the micro-batch."""
-
-    latents: Tensor
-    noise: Tensor
-    timestep: Tensor
-    temperature: Tensor
-
-
-def _draw(data: TrainingSet, config: FitConfig, candidates: Candidates, progress: Progress) -> _Draws:
-    latents = data.latents[candidates.rows]
-    noise = torch.randn(latents.shape, generator=torch_generator(config.seed, "noise", progress.step))
-    if config.noise_offset:
-        shape = (*latents.shape[:2], 1, 1)
-        generator = torch_generator(config.seed, "noise offset", progress.step)
-        noise += config.noise_offset * torch.randn(shape, generator=generator)
-    share = torch.rand(len(latents), generator=torch_generator(config.seed, "timestep", progress.step))
-    if config.shared_draws:
-        noise, share = noise[:1].expand_as(noise), share[:1].expand_as(share)
-    low, high = config.timestep_range
-    timestep = low + share * (high - low)
-    temperature = progress.temperatures[bucket_of(timestep, len(progress.temperatures))]
-    return _Draws(latents, noise.to(latents), timestep, temperature)
-
-
-def _rows(
-    backbone: Backbone, candidates: Candidates, encoded: EncodedCandidates, draws: _Draws, images: Tensor
-) -> Rows:
-    parts = (draws.latents, draws.noise, draws.timestep, draws.temperature, candidates.is_candidate)
-    latents, noise, timestep, temperature, is_candidate = (part[images].to(backbone.device) for part in parts)
-    noised = backbone.noise(latents, noise, timestep).repeat_interleave(is_candidate.shape[1])
-    return Rows(noised, encoded.of(images), temperature, is_candidate)
-
-
-def _record(results: list[RowResult]) -> Record:
-    errors = torch.cat([result.errors.detach() for result in results])
-    record = {"loss": torch.cat([result.loss.detach() for result in results]).mean().item()}
-    for name in results[0].measures:
-        record[name] = torch.cat([result.measures[name] for result in results]).mean().item()
-    record["error_positive"] = errors[:, 0].mean().item()
-    if errors.shape[1] > 1:
-        record["error_negative"] = errors[:, 1:].mean().item()
-    return record
-
-
-def _replay(log: Path, steps: int, observer: Observer) -> Path:
-    """Cut the log back to the checkpoint and report what it holds."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text().splitlines()[:steps] if log.is_file() else []
-    log.write_text("".join(line + "\n" for line in lines))
-    for line in lines:
-        observer.on_record(json.loads(line))
-    return log
-
-
-def _bar(num_steps: int, progress: Progress) -> tqdm:
-    return tqdm(total=num_steps, initial=progress.step, desc="training soft tokens", mininterval=1)
+def _write_profile(folder: Path, profile: Profile) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {name: value.tolist() for name, value in asdict(profile).items()}
+    (folder / "profile.json").write_text(json.dumps(values, indent=2) + "\n")

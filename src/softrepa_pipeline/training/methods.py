@@ -1,24 +1,24 @@
-"""The objectives as the training loop sees them: which banks of tokens they train, and the loss of a few rows."""
+"""The objectives as the pair engine sees them: the banks they train, what each pair regresses on, a row's loss."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast, final
+from typing import ClassVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from softrepa_pipeline.backbones import Backbone, Noised, Prompt
+from softrepa_pipeline.backbones import Backbone, Pairs
 from softrepa_pipeline.objectives import (
     LOGITS,
     agsm_loss,
     agsm_targets,
-    denoising_errors,
     mutual_information_bound,
     softrepa_loss,
+    standing_for_more,
 )
 from softrepa_pipeline.soft_tokens import SoftTokens, TokenBanks, Tokens
 from softrepa_pipeline.training.config import FitConfig
@@ -26,29 +26,34 @@ from softrepa_pipeline.training.config import FitConfig
 
 @dataclass(frozen=True)
 class Rows:
-    """Some images of a step, each with its candidates: pairs in order, image by image, the own caption first.
+    """Some images of a step, each with its candidates: pairs image by image, the own caption first.
 
-    `noised` and `prompt` have one entry a pair, `temperature` (images,) one an image; pairs where `is_candidate`
-    (images, captions) is False do not compete.
+    `temperature` and `weight` (images,) are one an image; pairs where `is_candidate` (images, captions) is False do
+    not compete.
     """
 
-    noised: Noised
-    prompt: Prompt
+    pairs: Pairs
     temperature: Float[Tensor, " images"]
+    weight: Float[Tensor, " images"]
     is_candidate: Bool[Tensor, "images captions"]
 
 
 @dataclass(frozen=True)
-class RowResult:
-    """Loss of each image (images,), errors of its pairs (images, captions), and what else is worth a curve."""
+class RowLosses:
+    """Loss of each image (images,), and what else of it is worth a curve."""
 
     loss: Float[Tensor, " images"]
-    errors: Float[Tensor, "images captions"]
     measures: dict[str, Float[Tensor, " images"]]
 
 
 class Method(nn.Module, ABC):
-    """One objective with what stands in the denoiser while it trains."""
+    """One objective with what stands in the denoiser while it trains.
+
+    Every objective is a function of the errors of pairs against targets. Where it is `linear` in them a pair's weight
+    is known before any error is.
+    """
+
+    linear: ClassVar[bool]
 
     def __init__(self, injected: Tokens, config: FitConfig) -> None:
         super().__init__()
@@ -64,9 +69,22 @@ class Method(nn.Module, ABC):
     def trainable(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def bank_of(self, rows: Rows) -> Tensor | None:
+        """Which bank each pair runs with (pairs,), where there are several."""
+        return None
+
+    def targets(self, backbone: Backbone, rows: Rows, pairs_at_once: int) -> Tensor:
+        """What each pair regresses on, (pairs, channels, height, width); the tokens are injected, no gradient."""
+        return rows.pairs.target
+
     @abstractmethod
-    def row_result(self, backbone: Backbone, rows: Rows) -> RowResult:
-        """The loss of rows, with gradient; the tokens are injected."""
+    def losses(
+        self,
+        errors: Float[Tensor, "images captions"],
+        temperature: Float[Tensor, " images"],
+        is_candidate: Bool[Tensor, "images captions"],
+    ) -> RowLosses:
+        """The loss of rows from their errors against `targets`."""
 
     def after_step(self, step: int) -> None:
         """Called after each optimiser step."""
@@ -76,23 +94,27 @@ class Method(nn.Module, ABC):
 class SoftREPA(Method):
     """SoftREPA (arXiv 2503.08250): contrast between captions, and denoising with the own one."""
 
-    def row_result(self, backbone: Backbone, rows: Rows) -> RowResult:
-        config, is_candidate = self.config, rows.is_candidate
-        errors = denoising_errors(backbone.predict(rows.noised, rows.prompt), rows.noised.target)
-        errors = errors.view(is_candidate.shape)
+    linear = False
+
+    def losses(self, errors: Tensor, temperature: Tensor, is_candidate: Tensor) -> RowLosses:
+        config = self.config
         scored, own = errors.masked_fill(~is_candidate, torch.inf), torch.zeros(len(errors), dtype=torch.long)
-        if config.symmetric:
+        # Only a whole step's matrix has columns that compete; held-out images are measured row by row.
+        symmetric = config.symmetric and errors.shape == (config.batch_size, config.batch_size)
+        if symmetric:
             scored, own = to_square(scored), torch.arange(len(errors))
-        logits = LOGITS[config.logits](scored, config.scale, rows.temperature[:, None])
+        logits = LOGITS[config.logits](scored, config.scale, temperature[:, None])
+        if config.is_sample_of_batch:
+            logits = standing_for_more(logits, config.batch_size - 1)
         # Departure: with a calibrated τ(t) the contrastive gradient grows as 1 / τ(t), so λ is counted in that unit.
-        weight = config.denoising_weight / rows.temperature if config.calibrated else config.denoising_weight
-        row_loss = softrepa_loss(scored, logits, own.to(errors.device), weight, config.symmetric)
+        weight = config.denoising_weight / temperature if config.calibrated else config.denoising_weight
+        row_loss = softrepa_loss(scored, logits, own.to(errors.device), weight, symmetric)
+        num_candidates = is_candidate.sum(dim=1).float()
         measures = {
             "contrastive_loss": row_loss.contrastive,
-            "infonce_accuracy": row_loss.is_retrieved,
-            "mutual_information_bound": mutual_information_bound(row_loss.contrastive, is_candidate.sum(dim=1).float()),
+            "mutual_information_bound": mutual_information_bound(row_loss.contrastive, num_candidates),
         }
-        return RowResult(row_loss.loss, errors, measures)
+        return RowLosses(row_loss.loss, measures)
 
 
 @final
@@ -102,28 +124,31 @@ class AGSM(Method):
     Departure: with `ema_warmup` the averages' decay is at most (1 + step) / (10 + step), which short runs need.
     """
 
+    linear = True
+
     def __init__(self, tokens: SoftTokens, config: FitConfig) -> None:
         averages = [copy.deepcopy(tokens).requires_grad_(False) for _ in range(2)]
         super().__init__(TokenBanks([tokens, copy.deepcopy(tokens), *averages]), config)
 
-    def row_result(self, backbone: Backbone, rows: Rows) -> RowResult:
-        num_images, width = rows.is_candidate.shape
-        bank = torch.ones((num_images, width), dtype=torch.long, device=rows.temperature.device)
+    def bank_of(self, rows: Rows) -> Tensor:
+        bank = torch.ones(rows.is_candidate.shape, dtype=torch.long, device=rows.is_candidate.device)
         bank[:, 0] = 0
-        bank, shape = bank.flatten(), (num_images, width)
-        with torch.no_grad():
-            averaged = backbone.predict(rows.noised, rows.prompt, bank + 2).unflatten(0, shape)
-        target = rows.noised.target.unflatten(0, shape)[:, 0]
-        config = self.config
+        return bank.flatten()
+
+    @torch.no_grad()
+    def targets(self, backbone: Backbone, rows: Rows, pairs_at_once: int) -> Tensor:
+        config, shape, bank = self.config, rows.is_candidate.shape, self.bank_of(rows) + 2
+        parts = [
+            rows.pairs[index].predict(backbone, bank[index.to(bank.device)])
+            for index in torch.arange(len(rows.pairs)).split(pairs_at_once)
+        ]
+        averaged, target = torch.cat(parts).unflatten(0, shape), rows.pairs.noised.target
         shifts = (config.positive_shift, config.negative_shift)
-        targets = agsm_targets(averaged, target, *shifts, config.ranking_temperature, rows.is_candidate)
-        predictions = backbone.predict(rows.noised, rows.prompt, bank)
-        errors = denoising_errors(predictions.detach(), rows.noised.target).view(shape)
-        return RowResult(
-            agsm_loss(predictions.unflatten(0, shape), targets, rows.is_candidate),
-            errors,
-            {"infonce_accuracy": (errors.masked_fill(~rows.is_candidate, torch.inf).argmin(dim=1) == 0).float()},
-        )
+        shifted = agsm_targets(averaged, target, *shifts, config.ranking_temperature, rows.is_candidate)
+        return shifted.flatten(0, 1)
+
+    def losses(self, errors: Tensor, temperature: Tensor, is_candidate: Tensor) -> RowLosses:
+        return RowLosses(agsm_loss(errors, is_candidate), {})
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -140,9 +165,10 @@ class AGSM(Method):
 class DSM(Method):
     """Denoising score matching with the own captions alone: the control that has no negatives."""
 
-    def row_result(self, backbone: Backbone, rows: Rows) -> RowResult:
-        errors = denoising_errors(backbone.predict(rows.noised, rows.prompt), rows.noised.target)
-        return RowResult(errors, errors[:, None], {})
+    linear = True
+
+    def losses(self, errors: Tensor, temperature: Tensor, is_candidate: Tensor) -> RowLosses:
+        return RowLosses(errors[:, 0], {})
 
 
 METHODS: dict[str, type[Method]] = {"softrepa": SoftREPA, "agsm": AGSM, "dsm": DSM}

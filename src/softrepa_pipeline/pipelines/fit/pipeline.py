@@ -11,6 +11,7 @@ def create_pipeline() -> Pipeline:
         "negatives",
         "params:model",
         "params:fit",
+        "params:execution",
         "params:sampling",
         "params:folders",
         "params:force",

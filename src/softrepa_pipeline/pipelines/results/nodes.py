@@ -30,6 +30,7 @@ def measure_results(
     model: dict[str, Any],
     clip: dict[str, Any],
     fit: dict[str, Any],
+    execution: dict[str, Any],
     sampling: dict[str, Any],
     parameters: dict[str, Any],
     folders: dict[str, str],
@@ -48,7 +49,7 @@ def measure_results(
         for seed in parameters["training_seeds"]:
             own_folders = {**folders, "tokens": f"{folders['tokens']}/results/{objective}-{seed}"}
             own_fit = {**fit, "objective": objective, "seed": seed}
-            trained = fit_tokens(pairs, negatives, model, own_fit, sampling, own_folders, force)
+            trained = fit_tokens(pairs, negatives, model, own_fit, execution, sampling, own_folders, force)
             trainings[seed] = load_soft_tokens(Path(trained["file"]))[0]
             seconds.append(trained["seconds"])
         arms = []

@@ -13,6 +13,7 @@ def create_pipeline() -> Pipeline:
         "params:model",
         "params:clip",
         "params:fit",
+        "params:execution",
         "params:sampling",
         "params:results",
         "params:folders",

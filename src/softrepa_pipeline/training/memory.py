@@ -1,0 +1,62 @@
+"""How many pairs fit into memory: measured on the model itself, not guessed from its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from softrepa_pipeline.backbones import Backbone, Pairs
+
+_SHARE = 0.7  # of what is free: the backward's own buffers, and whatever else runs
+_ENOUGH_PAIRS = 64  # more at once is not faster, on CPUs and on GPUs, and the result should not depend on the machine
+_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def fitting_pairs(backbone: Backbone, pairs: Pairs) -> int:
+    """How many such pairs a forward and backward can hold at once, at most 64 and at least 1."""
+    return max(1, min(_ENOUGH_PAIRS, int(_SHARE * free_bytes(backbone.device) / bytes_per_pair(backbone, pairs))))
+
+
+def bytes_per_pair(backbone: Backbone, pairs: Pairs) -> int:
+    """What autograd keeps of one more pair for the backward, with the tokens that are injected."""
+    one, two = (_saved_bytes(backbone, pairs[:count]) for count in (1, 2))
+    return max(1, two - one) if len(pairs) > 1 else max(1, one)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take on the device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
+
+
+def used_gib(device: torch.device) -> float:
+    """The process's peak on the device, or its resident memory on a CPU."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on any device, could not get memory."""
+    is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_memory_error or any(message in str(error).lower() for message in _MESSAGES)
+
+
+def _saved_bytes(backbone: Backbone, pairs: Pairs) -> int:
+    frozen = {parameter.untyped_storage().data_ptr() for parameter in backbone.denoiser.parameters()}
+    saved: dict[int, int] = {}
+
+    def remember(tensor: Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        prediction = pairs.predict(backbone)
+    del prediction
+    return sum(saved.values())

@@ -1,0 +1,47 @@
+"""What a run writes down of itself: one JSON line a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from softrepa_pipeline.objectives import is_retrieved
+from softrepa_pipeline.training.pair_engine import PairResult
+
+Record = dict[str, float]
+
+
+def sums_of(results: list[PairResult]) -> Record:
+    """Sums over a process's images of what a step is judged by; divided by the batch size they are means."""
+    errors = torch.cat([result.errors for result in results])
+    is_candidate = torch.cat([result.is_candidate for result in results])
+    sums = {"loss": _sum(result.losses.loss for result in results)}
+    for name in results[0].losses.measures:
+        sums[name] = _sum(result.losses.measures[name] for result in results)
+    sums["gradient_weight"] = _sum(result.gradient_weight for result in results)
+    sums["error_positive"] = errors[:, 0].sum().item()
+    if errors.shape[1] > 1:
+        sums["error_negative"] = errors[:, 1:].mean(dim=1).sum().item()
+        sums["infonce_accuracy"] = is_retrieved(errors, is_candidate).sum().item()
+    return sums
+
+
+def log_of(folder: Path, step: int, on_record: Callable[[Record], None]) -> Path:
+    """`folder/metrics.jsonl`, cut back to what a checkpoint at `step` has seen; what it holds is reported again."""
+    log = folder / "metrics.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text().splitlines() if log.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    kept = [record for record in records if record["step"] < step]
+    log.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    for record in kept:
+        on_record(record)
+    return log
+
+
+def _sum(values: Iterable[Tensor]) -> float:
+    return sum(value.sum().item() for value in values)
