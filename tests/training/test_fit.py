@@ -4,12 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from training_settings import BATCH, CONFIG, EXECUTION
 
 from softrepa_pipeline.backbones import Backbone, grid, inject
 from softrepa_pipeline.inference import add_tokens
@@ -32,52 +31,6 @@ from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.loading import load_step
 from softrepa_pipeline.training.methods import METHODS, Rows
 from softrepa_pipeline.training.pair_engine import accumulate, choose_plan
-
-CONFIG = FitConfig(
-    layers=(0, 1),
-    num_tokens=2,
-    num_buckets=4,
-    num_steps=6,
-    batch_size=4,
-    num_negatives=2,
-    edited_share=0.5,
-    mined_share=0.5,
-    learning_rate=1e-2,
-    logits="relative",
-    calibrated=True,
-    temperature=1.0,
-    denoising_weight=1.0,
-    seed=3,
-)
-EXECUTION = ExecutionConfig(max_pairs_in_memory=256, checkpoint_steps=2)
-# The published form: the step's own captions compete, all with one timestep and one noise.
-BATCH = replace(
-    CONFIG,
-    candidates="batch",
-    num_negatives=None,
-    shared_draws=True,
-    logits="exponential",
-    calibrated=False,
-    temperature=0.07,
-)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> TrainingSet:
-    captions = [
-        ["a red circle", "two blue squares"],
-        ["a green triangle"],
-        ["a blue square"],
-        ["a disc"],
-        ["two boxes"],
-    ]
-    edits = [[["a blue circle"], ["three blue squares", "two red squares"]], [["a red triangle"]], [["a red square"]]]
-    edits += [[[]], [["three boxes"]]]
-    columns = {"captions": captions, "edits": edits, "negatives": [["a red square"]] * 4 + [[]]}
-    table = pa.table({"image_id": list("abcde"), **columns})
-    pq.write_table(table, tmp_path / "negatives.parquet")
-    latents = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    return TrainingSet.read(latents, tmp_path / "negatives.parquet")
 
 
 class Killed(BaseException):

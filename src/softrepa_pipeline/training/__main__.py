@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from softrepa_pipeline.training.job import run_job
 
 if __name__ == "__main__":
@@ -14,4 +16,4 @@ if __name__ == "__main__":
         raise SystemExit(
             f"usage: {Path(sys.argv[0]).name} JOB.json (the training node writes one into its run's folder)"
         )
-    run_job(Path(sys.argv[1]))
+    record(run_job)(Path(sys.argv[1]))

@@ -61,8 +61,9 @@ def fit(
         ValueError: the settings do not fit model or data, or steps were unusable again and again.
         KeyboardInterrupt: it was asked to stop.
     """
-    if config.batch_size < group.size:
-        raise ValueError(f"fit.batch_size is {config.batch_size}, fewer than the {group.size} processes")
+    for name in ("batch_size", "held_out_images"):
+        if 0 < getattr(config, name) < group.size:
+            raise ValueError(f"fit.{name} is {getattr(config, name)}, fewer than the {group.size} processes")
     trainer = Trainer(backbone, data, config, folder, execution, observer, group)
     with inject(backbone.denoiser, trainer.sites, trainer.method.injected), interruption() as stop:
         trainer.prepare()
@@ -138,6 +139,7 @@ class Trainer:
         ) as bar:
             for step, loaded in loader.steps(start, self.num_steps):
                 if step in {0, self.num_steps // 2}:
+                    loader.settle()
                     self.observer.on_milestone(step, self.method.tokens)
                 record = self.step(step, loaded, loader.waited, stop)
                 if record is None:
@@ -150,6 +152,7 @@ class Trainer:
                 must_stop = self._asked_to_stop
                 is_measured = self._is_validated(step + 1)
                 if is_measured:
+                    loader.settle()
                     self.validate(step + 1)
                 if is_measured or must_stop or self._is_due(step + 1):
                     self.save()

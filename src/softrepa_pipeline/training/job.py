@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 from PIL import Image
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
@@ -98,6 +98,8 @@ def launch(job: Job) -> None:
         monitor_interval=1,
         start_method="spawn",
     )
+    # Restarted processes would read the addresses of the dead from the launcher's store (pytorch issue 135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         elastic_launch(config, run_job)(file)
     except ChildFailedError as error:
@@ -105,7 +107,6 @@ def launch(job: Job) -> None:
         raise RuntimeError(f"training failed in process {rank}: {failure.message}") from error
 
 
-@record
 def run_job(file: Path) -> None:
     """One process of a job, alone or as torch's launcher started it."""
     job = read_job(Path(file))

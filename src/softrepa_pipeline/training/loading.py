@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,12 @@ class Loader:
     density: Tensor
     part: slice
     waited: float = 0.0
+    _ahead: Future[StepData] | None = None
+
+    def settle(self) -> None:
+        """Wait until nothing is being loaded: tokenizers cannot serve two threads."""
+        if self._ahead is not None:
+            wait([self._ahead])
 
     def steps(self, start: int, end: int) -> Iterator[tuple[int, StepData]]:
         with ThreadPoolExecutor(1, "softrepa-loader") as pool:
@@ -87,11 +93,11 @@ class Loader:
             def submit(step: int) -> Future[StepData]:
                 return pool.submit(load_step, self.backbone, self.data, self.config, self.density, step, self.part)
 
-            ahead = submit(start) if start < end else None
+            self._ahead = submit(start)
             for step in range(start, end):
-                assert ahead is not None
                 began = time.perf_counter()
-                loaded = ahead.result()
+                loaded = self._ahead.result()
                 self.waited = time.perf_counter() - began
-                ahead = submit(step + 1) if step + 1 < end else None
+                if step + 1 < end:
+                    self._ahead = submit(step + 1)
                 yield step, loaded

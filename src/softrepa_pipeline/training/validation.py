@@ -57,10 +57,11 @@ class Validation:
         return dict(zip(sums, total.tolist(), strict=True))
 
     def _load(self) -> list[StepData]:
-        # The control has no candidates of its own, but is measured by retrieval like the others.
+        # Candidates of their own, whatever the objective has: the control is measured by retrieval too, and the other
+        # images of a step are too few here.
         config = self.method.config
-        if config.objective == "dsm":
-            config = replace(config, objective="softrepa")
+        changes = {"objective": "softrepa", "candidates": "sampled", "symmetric": False}
+        config = replace(config, num_negatives=max(1, config.num_candidates - 1), **changes)  # type: ignore[arg-type]
         positions = range(len(self.data))
         part = self.group.part(len(positions))
         low, high = config.timestep_range
