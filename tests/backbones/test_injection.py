@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from plain import plain_forward
+from reference_forward import plain_forward
 from torch import Tensor
 
 from softrepa_pipeline.backbones import Backbone, Noised, Prompt, inject

@@ -75,8 +75,11 @@ class Backbone(ABC):
         stored = vae.dtype
         # SDXL's own autoencoder overflows in half precision, and its config says so.
         dtype = torch.float32 if stored == torch.float16 and vae.config.force_upcast else stored
-        latents = vae.to(dtype).encode(pixels.to(self.device, dtype)).latent_dist.mean
-        vae.to(stored)
+        if dtype != stored:
+            vae.to(dtype)
+        latents = vae.encode(pixels.to(self.device, dtype)).latent_dist.mean
+        if dtype != stored:
+            vae.to(stored)
         shift = vae.config.shift_factor or 0.0
         return ((latents - shift) * vae.config.scaling_factor).to(stored)
 

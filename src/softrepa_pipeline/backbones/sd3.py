@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
 from softrepa_pipeline.backbones.injection import Sites, naming_banks
+from softrepa_pipeline.backbones.sharing import Shareable
 from softrepa_pipeline.noising import mix_straight
 
 _NUM_TIMESTEPS = 1000
@@ -48,6 +49,11 @@ class SD3Backbone(Backbone):
             return_dict=False,
         )
         return output[0]
+
+    @property
+    def shareable(self) -> Shareable:
+        # The pooled text is in the modulation of every block, so only what stands before them is the image's alone.
+        return Shareable((self.pipeline.transformer.pos_embed,), (self.pipeline.transformer.context_embedder,))
 
     def sites(self, layers: Sequence[str | int]) -> Sites:
         blocks = tuple(self.pipeline.transformer.transformer_blocks)

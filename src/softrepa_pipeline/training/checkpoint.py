@@ -59,7 +59,11 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, progress: Progress) -> None:
-    """Write a checkpoint, and drop all but the last two and the best."""
+    """Write a checkpoint, and drop all but the last two and the best.
+
+    Raises:
+        OSError: it could not be written; those before it are whole.
+    """
     tensors = {f"method.{name}": value.detach().clone() for name, value in method.state_dict().items()}
     for index, parameter in enumerate(method.trainable):
         for name, value in optimizer.state.get(parameter, {}).items():
@@ -72,10 +76,7 @@ def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, 
     file = _file(folder, progress.step)
     _write(file, content)
     _write(file.with_suffix(".json"), json.dumps(manifest).encode())
-    for manifest_file in list(_newest_first(folder))[_KEPT:]:
-        if manifest_file.stem != _file(folder, progress.best.step).stem:
-            manifest_file.unlink()
-            manifest_file.with_suffix(".safetensors").unlink(missing_ok=True)
+    _drop_others(folder, file.stem, _file(folder, progress.best.step).stem)
 
 
 def load_checkpoint(
@@ -112,13 +113,26 @@ def _read(manifest_file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return manifest, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
 
 
+def _drop_others(folder: Path, last: str, best: str) -> None:
+    """All but `best` and the two up to `last`: later ones were damaged when it began, and kills left parts of some."""
+    stems = [manifest_file.stem for manifest_file in _newest_first(folder) if manifest_file.stem <= last]
+    for file in sorted(folder.glob("step-*")):  # a manifest before its tensors
+        if file.stem not in {*stems[:_KEPT], best}:
+            file.unlink()
+
+
 def _write(path: Path, content: bytes) -> None:
     """Under a temporary name, on the disk, then renamed, and the name on the disk too."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # A full disk's error has no name, and what was written of it would fill the disk further.
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.replace(partial, path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

@@ -73,9 +73,12 @@ class Method(nn.Module, ABC):
         """Which bank each pair runs with (pairs,), where there are several."""
         return None
 
-    def targets(self, backbone: Backbone, rows: Rows, pairs_at_once: int) -> Tensor:
-        """What each pair regresses on, (pairs, channels, height, width); the tokens are injected, no gradient."""
-        return rows.pairs.target
+    def targets(self, backbone: Backbone, rows: Rows, pairs_at_once: int) -> Tensor | None:
+        """What each pair regresses on, (pairs, channels, height, width), where that is not its image's own target.
+
+        The tokens are injected; no gradient passes.
+        """
+        return None
 
     @abstractmethod
     def losses(

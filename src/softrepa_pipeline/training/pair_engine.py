@@ -66,59 +66,70 @@ class PairResult:
 
 def accumulate(backbone: Backbone, method: Method, rows: Rows, plan: Plan, divisor: int) -> PairResult:
     """Add the gradient of Σ_i weight_i · L_i / divisor over these rows to the tokens; they fit the plan's group."""
-    targets = method.targets(backbone, rows, plan.pairs_at_once)
-    if not plan.two_pass:
-        return _one_pass(backbone, method, rows, targets, divisor)
-    return _two_passes(backbone, method, rows, targets, plan.pairs_at_once, divisor)
+    shifted = method.targets(backbone, rows, plan.pairs_at_once)
+    work = _Work(backbone, method, rows, rows.pairs.target, shifted)
+    return _two_passes(work, plan.pairs_at_once, divisor) if plan.two_pass else _one_pass(work, divisor)
 
 
-def _one_pass(backbone: Backbone, method: Method, rows: Rows, targets: Tensor, divisor: int) -> PairResult:
-    prediction = rows.pairs.predict(backbone, method.bank_of(rows))
-    errors = denoising_errors(prediction, targets).view(rows.is_candidate.shape)
-    losses = method.losses(errors, rows.temperature, rows.is_candidate)
-    total = (losses.loss * rows.weight).sum() / divisor
-    # The loss by the errors first, a matrix of scalars, so that its derivative can be looked at.
-    (by_error,) = torch.autograd.grad(total, errors)
+@dataclass(frozen=True)
+class _Work:
+    """Rows with what their pairs should predict, and what they regress on where that differs."""
+
+    backbone: Backbone
+    method: Method
+    rows: Rows
+    target: Tensor
+    shifted: Tensor | None
+
+    def errors(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Errors of some pairs: those that the loss is a function of, with gradient, and those against the target."""
+        bank, pairs = self.method.bank_of(self.rows), self.rows.pairs[index]
+        prediction = pairs.predict(self.backbone, None if bank is None else _at(bank, index))
+        errors = denoising_errors(prediction, _at(self.target, index))
+        if self.shifted is None:
+            return errors, errors.detach()
+        return denoising_errors(prediction, _at(self.shifted, index)), errors.detach()
+
+    def losses(self, errors: Tensor) -> RowLosses:
+        shape = self.rows.is_candidate.shape
+        return self.method.losses(errors.view(shape), self.rows.temperature, self.rows.is_candidate)
+
+    def derivative(self, errors: Tensor, losses: RowLosses, divisor: int) -> Tensor:
+        """∂ (Σ_i weight_i · L_i / divisor) / ∂ errors, as flat as they are."""
+        total = (losses.loss * self.rows.weight).sum() / divisor
+        return torch.autograd.grad(total, errors)[0]
+
+
+def _one_pass(work: _Work, divisor: int) -> PairResult:
+    errors, true_errors = work.errors(slice(None))
+    losses = work.losses(errors)
+    by_error = work.derivative(errors, losses, divisor)
     errors.backward(by_error)
-    true_errors = denoising_errors(prediction.detach(), rows.pairs.target).view(errors.shape)
-    return _result(losses, true_errors, rows, by_error * divisor)
+    return _result(work.rows, losses, true_errors, by_error * divisor)
 
 
-def _two_passes(
-    backbone: Backbone, method: Method, rows: Rows, targets: Tensor, pairs_at_once: int, divisor: int
-) -> PairResult:
-    parts, bank, shape = (
-        torch.arange(len(rows.pairs)).split(pairs_at_once),
-        method.bank_of(rows),
-        rows.is_candidate.shape,
-    )
-
-    def predict(index: Tensor) -> Tensor:
-        return rows.pairs[index].predict(backbone, None if bank is None else bank[index.to(bank.device)])
-
-    known = torch.zeros(shape, device=targets.device)
-    if not method.linear:
+def _two_passes(work: _Work, pairs_at_once: int, divisor: int) -> PairResult:
+    parts = torch.arange(len(work.rows.pairs)).split(pairs_at_once)
+    known = torch.zeros(len(work.rows.pairs), device=work.target.device)
+    if not work.method.linear:
         with torch.no_grad():
-            known = torch.cat([denoising_errors(predict(part), _at(targets, part)) for part in parts]).view(shape)
+            known = torch.cat([work.errors(part)[0] for part in parts])
     known.requires_grad_()
-    total = (method.losses(known, rows.temperature, rows.is_candidate).loss * rows.weight).sum() / divisor
-    by_error = torch.autograd.grad(total, known)[0]
-    errors, true_errors, flat, true_targets = [], [], by_error.flatten(), rows.pairs.target
+    by_error = work.derivative(known, work.losses(known), divisor)
+    errors, true_errors = [], []
     for part in parts:
-        prediction = predict(part)
-        error = denoising_errors(prediction, _at(targets, part))
-        error.backward(_at(flat, part))
+        error, true_error = work.errors(part)
+        error.backward(_at(by_error, part))
         errors.append(error.detach())
-        true_errors.append(denoising_errors(prediction.detach(), _at(true_targets, part)))
-    losses = method.losses(torch.cat(errors).view(shape), rows.temperature, rows.is_candidate)
-    return _result(losses, torch.cat(true_errors).view(shape), rows, by_error * divisor)
+        true_errors.append(true_error)
+    return _result(work.rows, work.losses(torch.cat(errors)), torch.cat(true_errors), by_error * divisor)
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    return values[index.to(values.device)]
+def _at(values: Tensor, index: Tensor | slice) -> Tensor:
+    return values[index.to(values.device) if isinstance(index, Tensor) else index]
 
 
-def _result(losses: RowLosses, errors: Tensor, rows: Rows, by_error: Tensor) -> PairResult:
+def _result(rows: Rows, losses: RowLosses, errors: Tensor, by_error: Tensor) -> PairResult:
     measures = {name: value.detach() for name, value in losses.measures.items()}
-    weighted = RowLosses(losses.loss.detach() * rows.weight, measures)
-    return PairResult(weighted, errors, rows.is_candidate, by_error.abs().sum(dim=1))
+    weighted, shape = RowLosses(losses.loss.detach() * rows.weight, measures), rows.is_candidate.shape
+    return PairResult(weighted, errors.view(shape), rows.is_candidate, by_error.view(shape).abs().sum(dim=1))

@@ -1,0 +1,83 @@
+"""What the benchmarks share: the embedded bases with a small rendered world, and timings side by side."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+from softrepa_pipeline.ingestion import load_rgb
+from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
+from softrepa_pipeline.training import (
+    ExecutionConfig,
+    FitConfig,
+    Observer,
+    TrainingSet,
+    encode_latents,
+    fit_config,
+)
+from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.fit import Trainer
+
+PROJECT = Path(__file__).resolve().parent.parent
+FAMILIES = ("sd15", "sdxl", "sd3")
+ROUNDS = 7
+_NUM_IMAGES = 256
+
+
+def model_config(family: str) -> ModelConfig:
+    return ModelConfig(family, str(PROJECT / "data/06_models/embedded" / family), max_sequence_length=0)
+
+
+def embedded(family: str) -> Backbone:
+    return load_backbone(model_config(family))
+
+
+def small_data(backbone: Backbone, folder: Path) -> TrainingSet:
+    """256 rendered images with their captions, encoded by the base; no mined negatives."""
+    write_world(WorldConfig(_NUM_IMAGES, 2, 2), folder / "world")
+    table = pq.read_table(folder / "world/train/pairs.parquet").to_pydict()
+    captions = table["captions"]
+    latents = encode_latents(backbone, table["image"], load_rgb, len(captions), 32, folder / "latents")
+    empty = [[[] for _ in own] for own in captions]
+    every = sorted({caption for own in captions for caption in own})
+    ids = [str(number) for number in range(len(captions))]
+    return TrainingSet(latents, ids, captions, empty, [[] for _ in captions], every, np.arange(len(captions)))
+
+
+def published(family: str, batch_size: int, **changes: object) -> FitConfig:
+    """The published settings of a family at the embedded bases' resolution."""
+    settings = {"resolution": 32, "num_steps": 1000, "batch_size": batch_size, **changes}
+    return fit_config("published", family, "softrepa", settings)
+
+
+def trainer(backbone: Backbone, data: TrainingSet, config: FitConfig, pairs_at_once: int) -> Trainer:
+    """A training that is stepped by hand; its checkpoints go to a temporary folder."""
+    execution = ExecutionConfig(max_pairs_in_memory=pairs_at_once, checkpoint_steps=10**6, checkpoint_minutes=1e6)
+    folder = Path(tempfile.mkdtemp(prefix="softrepa-bench-"))
+    return Trainer(backbone, data, config, folder, execution, Observer(), Group())
+
+
+def side_by_side(
+    first: Callable[[int], None], second: Callable[[int], None], rounds: int = ROUNDS
+) -> tuple[float, float, float]:
+    """Median seconds of both, run in turns after a warm-up, and the median of second / first round by round."""
+    times: list[tuple[float, float]] = []
+    for number in range(-1, rounds):
+        # Who begins changes, so that neither always runs on the other's warm caches.
+        order = (first, second) if number % 2 else (second, first)
+        took = {}
+        for work in order:
+            started = time.perf_counter()
+            work(max(0, number))
+            took[work] = time.perf_counter() - started
+        if number >= 0:
+            times.append((took[first], took[second]))
+    ratio = statistics.median(theirs / ours for ours, theirs in times)
+    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times), ratio
