@@ -38,8 +38,8 @@ ui: .venv/.ok  ## MLflow on http://127.0.0.1:$(PORT)
 results: .venv/.ok  ## the full evaluation of every family, into docs/results.md
 	@for family in sd15 sdxl sd3; do $(BIN)/kedro run --pipelines results --params family=$$family || exit 1; done
 
-bench: .venv/.ok  ## speed and memory, side by side
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+bench: .venv/.ok  ## speed and memory, side by side, into benchmarks/results.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py
 
 docs: .venv/.ok  ## the commands that README shows still run
 	$(BIN)/pytest tests/test_readme.py

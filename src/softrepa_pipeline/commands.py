@@ -1,16 +1,22 @@
-"""The `softrepa` command: draw with soft tokens, look into their files, convert published ones, list the presets."""
+"""The `softrepa` command: draw with soft tokens, look into their files, convert published ones, plan trainings."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from softrepa_pipeline.training.estimate import Estimate
 
 _EMBEDDED = Path("data/06_models/embedded")
 # Published sampling settings (docs/method.md): steps and guidance.
@@ -161,6 +167,91 @@ def presets() -> None:
     for (preset, family, objective), entry in PRESETS.items():
         click.echo(f"{preset} {family} {objective}: {entry.reproduces}")
         click.echo("    " + ", ".join(f"{name} {value}" for name, value in asdict(entry.settings).items()))
+
+
+@main.command()
+@click.option("--env", help="Of the configuration, as for kedro run.")
+@click.option("--params", default="", help="name=value,name=value, as for kedro run.")
+@click.option("--images", type=click.IntRange(min=1), help="Size of the data set; what ingest counted unless given.")
+@_clear_errors
+def plan(env: str | None, params: str, images: int | None) -> None:
+    """Say what a training with these settings will take: arithmetic, memory, disk, and time."""
+    parameters = _parameters(env, params)
+    from softrepa_pipeline.backbones import ModelConfig
+    from softrepa_pipeline.config import build
+    from softrepa_pipeline.training import ExecutionConfig, SamplesConfig, fit_config
+    from softrepa_pipeline.training.estimate import estimate, open_model
+
+    model = build(ModelConfig, parameters["model"], "model")
+    changes = dict(parameters["fit"])
+    preset, objective = changes.pop("preset"), changes.pop("objective")
+    config = fit_config(preset, model.family, objective, changes)
+    execution = build(ExecutionConfig, parameters["execution"], "execution")
+    build(SamplesConfig, parameters["sampling"], "sampling")  # training would refuse wrong ones
+    num_images = images or _num_images(Path(parameters["folders"]["pairs"]), parameters["source"]["dataset"])
+    found = estimate(open_model(model), config, execution, num_images)
+    click.echo(f"{objective}, preset {preset}, on {model.base} ({model.dtype}, {model.device})")
+    click.echo(f"{num_images:,} images; {config.batch_size} a step × {config.num_candidates} captions")
+    for name, value in _rows(found):
+        click.echo(f"{name:<24}{value}")
+
+
+def _parameters(environment: str | None, changes: str) -> dict[str, Any]:
+    """What `kedro run` would give its stages, read by a process of its own: this one knows no Kedro."""
+    command = [sys.executable, "-m", "softrepa_pipeline.parameters", "--params", changes]
+    done = subprocess.run(
+        [*command, *(("--env", environment) if environment else ())], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(done.stderr.strip().rpartition("error: ")[2])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _num_images(pairs: Path, dataset: str) -> int:
+    manifest = pairs / "pairs.json"
+    if not manifest.is_file():
+        raise ValueError(f"data set {dataset} has not been ingested, so that its size is not known: give --images")
+    return json.loads(manifest.read_text())["num_images"]
+
+
+def _rows(found: Estimate) -> list[tuple[str, str]]:
+    """The table's lines: name and value."""
+    pairs, flop = found.plan.pairs_at_once, found.flop
+    rows = [
+        ("steps", f"{found.num_steps:,}"),
+        ("micro-batch", str(found.plan)),
+        ("arithmetic a pair", f"{_flop(flop.both)} (forward {_flop(flop.forward)})"),
+        ("… a caption", _flop(flop.caption)),
+        ("… a step", _flop(found.step_flop)),
+        ("… in all", _flop(found.total_flop)),
+        ("memory: weights", _gib(found.weight_bytes)),
+        ("… activations", f"{_gib(found.activation_bytes)} ({pairs} pairs × {_mb(found.pair_bytes)})"),
+        ("… tokens, optimiser", _mb(found.token_bytes)),
+        ("disk: latents", _mb(found.latent_bytes)),
+        ("… checkpoints", _mb(found.checkpoint_bytes)),
+    ]
+    if found.peak_bytes is not None:
+        rows.insert(9, ("… peak above weights", f"{_gib(found.peak_bytes)} (measured)"))
+    if found.step_seconds is None or found.total_seconds is None:
+        return [*rows, ("time", "is measured only where the model and its device are at hand")]
+    length = timedelta(seconds=round(found.total_seconds))
+    return [*rows, ("time a step", f"{found.step_seconds:.3f} s (measured)"), ("… in all", f"{length} h:min:s")]
+
+
+def _flop(count: float) -> str:
+    for unit in ("MFLOP", "GFLOP", "TFLOP", "PFLOP"):
+        count /= 1e3 if unit != "MFLOP" else 1e6
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+    return f"{count / 1e3:,.3g} EFLOP"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

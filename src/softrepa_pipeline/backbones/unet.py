@@ -72,12 +72,12 @@ class UNetBackbone(Backbone):
 
     @property
     def shareable(self) -> Shareable:
-        attentions: list[Any] = [block.attn2 for block in _transformer_blocks(self.denoiser).values()]
+        attentions: list[Any] = [block.attn2 for block in transformer_blocks(self.denoiser).values()]
         text_maps = tuple(part for attention in attentions for part in (attention.to_k, attention.to_v))
         return Shareable(self.image_modules, text_maps)
 
     def sites(self, layers: Sequence[str | int]) -> Sites:
-        named = _transformer_blocks(self.pipeline.unet)
+        named = transformer_blocks(self.pipeline.unet)
         names = list(named)
         chosen = choose(names, layers)
         width = self.pipeline.unet.config.cross_attention_dim
@@ -144,7 +144,7 @@ class SDXLBackbone(UNetBackbone):
         return unet.conv_in, first.norm1, first.conv1
 
 
-def _transformer_blocks(unet: nn.Module) -> dict[str, nn.Module]:
+def transformer_blocks(unet: nn.Module) -> dict[str, nn.Module]:
     """Every block with cross-attention, in order: `down.0`, `down.1`, …, `mid.0`, …, `up.0`, …"""
     named: dict[str, nn.Module] = {}
     for stage, attribute in _STAGES.items():

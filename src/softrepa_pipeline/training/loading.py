@@ -17,6 +17,8 @@ from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.draws import Draws, draw_noise
 from softrepa_pipeline.training.methods import Rows
 
+_CAPTIONS_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class StepData:
@@ -66,8 +68,18 @@ def load(
     text_of = torch.tensor([[place_of[caption] for caption in row] for row in candidates.captions])
     latents = data.latents[candidates.rows].to(backbone.device)
     noised = backbone.noise(latents, draws.noise.to(latents), draws.timestep.to(backbone.device))
-    prompt = backbone.encode_prompts(distinct)
+    prompt = _encode(backbone, distinct)
     return StepData(candidates.rows, noised, draws.timestep, draws.weight, prompt, text_of, candidates.is_candidate)
+
+
+def _encode(backbone: Backbone, captions: list[str]) -> Prompt:
+    """Encoded a few at a time, so that text encoders take no more memory for a larger batch."""
+    parts = [
+        backbone.encode_prompts(captions[start : start + _CAPTIONS_AT_ONCE])
+        for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
+    ]
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return Prompt(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 @dataclass

@@ -31,7 +31,7 @@ def following(run: tracking.NestedRun, folder: Path) -> Iterator[None]:
     finally:
         done.set()
         thread.join(_LAST_WAIT)
-        if follower.is_behind:
+        if follower.is_behind or thread.is_alive():
             logger.warning("the tracking server is away: curves of this training are only in %s", folder)
 
 
@@ -40,7 +40,7 @@ class _Follower:
     run: tracking.NestedRun
     folder: Path
     is_behind: bool = False
-    _num_sent: int = 0
+    _sent: list[str] = field(default_factory=list)
     _sent_images: set[Path] = field(default_factory=set)
 
     def work(self, done: threading.Event) -> None:
@@ -59,13 +59,13 @@ class _Follower:
     def send(self) -> None:
         """Whatever is new; what could not be sent stays new."""
         log = self.folder / "metrics.jsonl"
-        lines = log.read_text().splitlines() if log.is_file() else []
-        records = [json.loads(line) for line in lines if line.endswith("}")]
-        # A rollback cuts the log: what comes after it is new again.
-        new = records[min(self._num_sent, len(records)) :]
+        lines = [line for line in log.read_text().splitlines() if line.endswith("}")] if log.is_file() else []
+        # A rollback cuts the log: what comes after it is new again, however long the log has grown.
+        is_same = [sent == line for sent, line in zip(self._sent, lines, strict=False)]
+        new = [json.loads(line) for line in lines[[*is_same, False].index(False) :]]
         worth = [record for record in new if record["step"] % _RECORD_STEPS == 0 or "validation_loss" in record]
         self.run.log_curves(worth)
-        self._num_sent = len(records)
+        self._sent = lines
         for image in sorted((self.folder / "samples").glob("step-???????.png")):
             if image not in self._sent_images:
                 self.run.log_image(image, "samples", int(image.stem.removeprefix("step-")))

@@ -1,0 +1,78 @@
+"""Peak memory above the idle process at 8 × 8 and 64 × 64 pairs, and step time against the number of pairs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import embedded, published, small_data, trainer
+
+from softrepa_pipeline.backbones import inject
+from softrepa_pipeline.training.interruption import Interruption
+from softrepa_pipeline.training.loading import load_step
+
+_FAMILY = "sd3"
+_PAIRS_AT_ONCE = 64
+_SIZES = (8, 16, 32, 64)
+_MICRO_BATCHES = 128  # the same for every size, since the allocator's holes grow with their number
+
+
+def measure() -> dict[str, Any]:
+    """`memory_ratio`: peak above idle at B = 64 over that at B = 8; and the line that step time follows."""
+    runs = {size: _in_own_process(size) for size in _SIZES}
+    for size, run in runs.items():
+        print(f"B {size}: {run['seconds']:.3f} s a step, {run['peak_mib']:.0f} MiB above idle", flush=True)
+    pairs = np.array([size**2 for size in _SIZES], dtype=float)
+    seconds = np.array([run["seconds"] for run in runs.values()])
+    slope, start = np.polyfit(pairs, seconds, 1)
+    unexplained = ((seconds - start - slope * pairs) ** 2).sum() / ((seconds - seconds.mean()) ** 2).sum()
+    ratio = runs[64]["peak_mib"] / runs[8]["peak_mib"]
+    print(f"memory ratio {ratio:.3f}; {1000 * slope:.2f} ms a pair + {1000 * start:.0f} ms, R² {1 - unexplained:.5f}")
+    fit = {"milliseconds_a_pair": 1000 * slope, "milliseconds": 1000 * start, "r_squared": 1 - unexplained}
+    return {"memory_ratio": ratio, "memory_runs": runs, "pairs_fit": fit}
+
+
+def _in_own_process(batch_size: int) -> dict[str, float]:
+    command = [sys.executable, __file__, str(batch_size)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _run(batch_size: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    backbone = embedded(_FAMILY)
+    with tempfile.TemporaryDirectory() as folder:
+        data = small_data(backbone, Path(folder))
+        made = trainer(backbone, data, published(_FAMILY, batch_size), _PAIRS_AT_ONCE)
+        with inject(backbone.denoiser, made.sites, made.method.injected):
+            idle = _memory("VmRSS")
+            made.prepare()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+            seconds = []
+            for step in range(_MICRO_BATCHES * _PAIRS_AT_ONCE // batch_size**2):
+                started = time.perf_counter()
+                loaded = load_step(backbone, data, made.config, made.progress.density, step, slice(None))
+                made.step(step, loaded, 0.0, Interruption())
+                seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds), "peak_mib": _memory("VmHWM") - idle}
+
+
+def _memory(name: str) -> float:
+    """A line of this process's status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(_run(int(sys.argv[1]))))
+    else:
+        measure()

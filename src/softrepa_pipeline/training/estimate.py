@@ -1,0 +1,361 @@
+"""What a training will take, before it starts: arithmetic, memory, disk, and time where the model can run here.
+
+Nothing is guessed from a model's name: operations are counted, memory and time measured on the model itself. A model
+that cannot run here is built from its configuration, without weights, and counted only.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from diffusers import ModelMixin
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from softrepa_pipeline.backbones import BACKBONES, Backbone, ModelConfig, Noised, Pairs, inject, load_backbone
+from softrepa_pipeline.backbones.load import DTYPES, model_index
+from softrepa_pipeline.training import calibration, checkpoint, memory, validation
+from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
+from softrepa_pipeline.training.initial import initial_tokens
+from softrepa_pipeline.training.loading import StepData
+from softrepa_pipeline.training.methods import METHODS, Method
+from softrepa_pipeline.training.pair_engine import Plan, accumulate, choose_plan
+
+_WARM_UP, _TIMED = 2, 3
+_WATCH_SECONDS = 0.001
+_TIMESTEP = 500.0
+
+
+@dataclass(frozen=True)
+class Flop:
+    """Operations, a multiply-add counted as two: a pair's forward, its forward and backward, a caption's encoding.
+
+    Matrix products, convolutions and attention are counted; what pairs share (backbones/sharing.py) is counted in each.
+    """
+
+    forward: int
+    both: int
+    caption: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training takes: FLOP of all processes, bytes and seconds of each of them.
+
+    `plan` is the micro-batch; `pair_bytes` what autograd keeps of a pair, `token_bytes` soft tokens with gradient and
+    optimiser. `peak_bytes` is what a micro-batch took beyond the weights when it ran; it and `step_seconds` are None
+    for a model that cannot run here. Not in it: the images' encoding, once, and samples drawn on the way.
+    """
+
+    num_steps: int
+    plan: Plan
+    flop: Flop
+    step_flop: int
+    total_flop: int
+    weight_bytes: int
+    pair_bytes: int
+    token_bytes: int
+    latent_bytes: int
+    checkpoint_bytes: int
+    peak_bytes: int | None
+    step_seconds: float | None
+
+    @property
+    def activation_bytes(self) -> int:
+        """What autograd keeps of a micro-batch."""
+        return self.pair_bytes * self.plan.pairs_at_once
+
+    @property
+    def total_seconds(self) -> float | None:
+        """The steps, and what is computed besides at the rate of the steps."""
+        return None if self.step_seconds is None else self.step_seconds * self.total_flop / self.step_flop
+
+
+def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, num_images: int) -> Estimate:
+    """Count and measure a training on a data set of `num_images`; a backbone on the meta device is counted only.
+
+    Raises:
+        ValueError: a layer does not exist, or no image is left to train on.
+    """
+    if config.held_out_images >= num_images:
+        raise ValueError(f"fit.held_out_images is {config.held_out_images}, but there are {num_images} images")
+    shape, sites = latent_shape(backbone, config.resolution), backbone.sites(config.layers)
+    # Where tokens start changes nothing here, and without weights there is no state to start from.
+    tokens = initial_tokens(backbone, sites, replace(config, initial="normal"), shape)
+    method = METHODS[config.objective](tokens, config).to(backbone.device)
+    with inject(backbone.denoiser, sites, method.injected):
+        two = _step_data(backbone, shape, torch.arange(2)[:, None]).rows_at(torch.arange(2), torch.ones(1), share=False)
+        plan = choose_plan(config, _num_images(config, execution), _pairs_at_once(backbone, two.pairs, execution))
+        flop, pair_bytes = _count(backbone, two.pairs[:1]), _bytes_per_pair(backbone, two.pairs)
+        peak, seconds = None, None
+        if backbone.device.type != "meta":
+            peak, seconds = _measure(backbone, method, plan, execution, shape)
+    num_steps = config.steps_for(num_images - config.held_out_images)
+    step_flop = _step_flop(method, plan, flop, execution.num_processes)
+    return Estimate(
+        num_steps=num_steps,
+        plan=plan,
+        flop=flop,
+        step_flop=step_flop,
+        total_flop=num_steps * step_flop + _measuring_flop(config, flop, num_steps),
+        weight_bytes=_weight_bytes(backbone),
+        pair_bytes=pair_bytes,
+        token_bytes=_token_bytes(method, per_trained=3),  # the gradient and two moments
+        latent_bytes=num_images * math.prod(shape) * backbone.pipeline.vae.dtype.itemsize,
+        # Those that are kept, and the best or the one that is just being written.
+        checkpoint_bytes=(checkpoint._KEPT + 1) * _token_bytes(method, per_trained=2),
+        peak_bytes=peak,
+        step_seconds=seconds,
+    )
+
+
+def latent_shape(backbone: Backbone, resolution: int) -> torch.Size:
+    """(channels, height, width) of an image's latents."""
+    side = resolution // backbone.pipeline.vae_scale_factor
+    return torch.Size((backbone.pipeline.vae.config.latent_channels, side, side))
+
+
+def _num_images(config: FitConfig, execution: ExecutionConfig) -> int:
+    """Images of a step that fall to the process that has the most."""
+    return math.ceil(config.batch_size / execution.num_processes)
+
+
+def _num_captions(config: FitConfig, num_images: int) -> int:
+    """Distinct captions that a process encodes for `num_images` of a step, but for the rare one that is drawn twice."""
+    is_batch = config.candidates == "batch" and config.objective != "dsm"
+    return config.batch_size if is_batch else num_images * config.num_candidates
+
+
+@torch.no_grad()
+def _step_data(backbone: Backbone, shape: torch.Size, text_of: Tensor) -> StepData:
+    """A step as training loads it, of noise and made-up captions; `text_of` (images, captions) as there."""
+    device, dtype, num_images = backbone.device, backbone.pipeline.vae.dtype, len(text_of)
+    sample = torch.randn((num_images, *shape), device=device, dtype=dtype)
+    timestep = torch.full((num_images,), _TIMESTEP)
+    prompt = backbone.encode_prompts(_captions(int(text_of.max()) + 1))
+    noised = Noised(sample, torch.randn_like(sample), timestep.to(device))
+    is_candidate = torch.ones(text_of.shape, dtype=torch.bool)
+    return StepData(torch.arange(num_images), noised, timestep, torch.ones(num_images), prompt, text_of, is_candidate)
+
+
+def _captions(count: int) -> list[str]:
+    return [f"a photograph with the number {index}" for index in range(count)]
+
+
+def _count(backbone: Backbone, pair: Pairs) -> Flop:
+    """Operations of one pair with the tokens that are injected, and of encoding one caption."""
+    forward = _flop(lambda: pair.predict(backbone))
+    both = _flop(lambda: pair.predict(backbone).float().sum().backward())
+    return Flop(forward, both, _flop(lambda: backbone.encode_prompts(_captions(1))))
+
+
+def _flop(call: Callable[[], Any]) -> int:
+    # Torch does not count its fused attention for CPUs; the plain form has the same products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _step_flop(method: Method, plan: Plan, flop: Flop, num_processes: int) -> int:
+    """AGSM's averages see every pair too, and where a first pass finds the weights every pair is seen twice."""
+    config = method.config
+    num_forwards = (config.objective == "agsm") + (plan.two_pass and not method.linear)
+    num_captions = sum(
+        _num_captions(config, len(part)) for part in torch.arange(config.batch_size).chunk(num_processes)
+    )
+    return config.num_pairs * (flop.both + num_forwards * flop.forward) + num_captions * flop.caption
+
+
+def _measuring_flop(config: FitConfig, flop: Flop, num_steps: int) -> int:
+    """Calibration before the first step, and the validations."""
+    num_batches = calibration.NUM_BUCKETS * calibration._BATCHES
+    num_captions = _num_captions(config, config.batch_size)
+    calibrating = num_batches * (config.num_pairs * flop.forward + num_captions * flop.caption)
+    num_pairs = config.held_out_images * validation._NUM_LEVELS * max(2, config.num_candidates)
+    return calibrating + math.ceil(num_steps / config.validation_steps) * num_pairs * flop.forward
+
+
+def _weight_bytes(backbone: Backbone) -> int:
+    """All parts of the pipeline: the text encoders work in every step, and the autoencoder draws the samples."""
+    parts = [part for part in backbone.pipeline.components.values() if isinstance(part, nn.Module)]
+    return sum(parameter.nbytes for part in parts for parameter in part.parameters())
+
+
+def _token_bytes(method: Method, per_trained: int) -> int:
+    """All banks, and `per_trained` numbers more for each one that is trained."""
+    trained = sum(parameter.nbytes for parameter in method.trainable)
+    return sum(parameter.nbytes for parameter in method.parameters()) + per_trained * trained
+
+
+def _pairs_at_once(backbone: Backbone, pairs: Pairs, execution: ExecutionConfig) -> int:
+    if execution.max_pairs_in_memory:
+        return execution.max_pairs_in_memory
+    # Whether they fit shows where the model runs.
+    return memory._ENOUGH_PAIRS if backbone.device.type == "meta" else memory.fitting_pairs(backbone, pairs)
+
+
+def _bytes_per_pair(backbone: Backbone, pairs: Pairs) -> int:
+    """What autograd keeps of a pair; on the meta device as with the fused attention that a GPU has."""
+    if backbone.device.type != "meta":
+        return memory.bytes_per_pair(backbone, pairs)
+    # Storages without data have no address to be told apart by, so that they are compared, and kept, themselves.
+    frozen = {parameter.untyped_storage()._cdata for parameter in backbone.denoiser.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), _FusedAttention():
+        pairs[:1].predict(backbone)
+    return sum(storage.nbytes() for key, storage in saved.items() if key not in frozen)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device torch would take the plain form of attention, which keeps a matrix of weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        called = _fused_attention if func is scaled_dot_product_attention else func
+        return called(*args, **(kwargs or {}))
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+
+
+def _measure(
+    backbone: Backbone, method: Method, plan: Plan, execution: ExecutionConfig, shape: torch.Size
+) -> tuple[int, float]:
+    """Bytes that a micro-batch of the plan takes at its highest, and seconds of a step: captions and micro-batches."""
+    config = method.config
+    num_images = _num_images(config, execution)
+    num_captions = _num_captions(config, num_images)
+    text_of = torch.arange(plan.rows_at_once * config.num_candidates).view(plan.rows_at_once, -1) % num_captions
+    step = _step_data(backbone, shape, text_of)
+    rows = step.rows_at(torch.arange(len(step)), torch.ones(1), share=not execution.compile)
+
+    def micro_batch() -> None:
+        accumulate(backbone, method, rows, plan, config.batch_size)
+
+    peak = max(_peak_bytes(backbone.device, micro_batch) for _ in range(_WARM_UP))
+    captions = _captions(num_captions)
+    text_seconds = _seconds(backbone.device, lambda: backbone.encode_prompts(captions))
+    num_micro_batches = math.ceil(num_images / plan.rows_at_once)
+    return peak, text_seconds + num_micro_batches * _seconds(backbone.device, micro_batch)
+
+
+def _seconds(device: torch.device, call: Callable[[], Any]) -> float:
+    """The median of three."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    taken = []
+    for _ in range(_TIMED):
+        started = now()
+        call()
+        taken.append(now() - started)
+    return statistics.median(taken)
+
+
+def _peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
+    """What a call takes at its highest beyond what was taken before: on the device, or of resident memory on a CPU."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    process, done = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(_WATCH_SECONDS):
+            seen.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, name="softrepa-memory")
+    watcher.start()
+    call()
+    done.set()
+    watcher.join()
+    return max(seen) - seen[0]
+
+
+def open_model(config: ModelConfig) -> Backbone:
+    """The base model, or where its weights or its device are not here only its architecture, on the meta device.
+
+    Nothing is downloaded: of a hub id the files count that are in the hub's cache on this machine.
+
+    Raises:
+        FileNotFoundError: the model's configuration is not here.
+        ValueError: the folder holds another kind of pipeline, or one whose architecture is not supported.
+    """
+    folder = Path(config.base) if model_index(config.base) is not None else _cached(config.base, config.revision)
+    has_device = torch.device(config.device).type != "cuda" or torch.cuda.is_available()
+    if has_device and _has_weights(folder, config.t5):
+        return load_backbone(replace(config, base=str(folder), local_files_only=True))
+    return _architecture(config, folder)
+
+
+def _cached(hub_id: str, revision: str | None = None) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{hub_id} is not on this machine: set model.base to a diffusers folder, or download it with "
+            f"`hf download {hub_id}`; its json and txt files are enough for all but the time"
+        ) from error
+
+
+def _has_weights(folder: Path, t5: bool) -> bool:
+    parts = (file.parent for file in folder.glob("*/config.json") if t5 or file.parent.name != "text_encoder_3")
+    return all(any(part.glob("*.safetensors")) or any(part.glob("*.bin")) for part in parts)
+
+
+def _architecture(config: ModelConfig, folder: Path) -> Backbone:
+    """The pipeline with its models on the meta device: shapes, but no numbers."""
+    pipeline_class, backbone_class = BACKBONES[config.family]
+    index = model_index(str(folder)) or {}
+    if index["_class_name"] != pipeline_class.__name__:
+        raise ValueError(f"{folder} holds a {index['_class_name']}; family {config.family} needs another pipeline")
+    left_out = () if config.t5 else ("text_encoder_3", "tokenizer_3")
+    options = {name: value for name, value in index.items() if not isinstance(value, list) and name[0] != "_"}
+    for name, source in index.items():
+        if isinstance(source, list):
+            library, class_name = source
+            is_used = library is not None and name not in left_out
+            options[name] = _component(library, class_name, folder / name, DTYPES[config.dtype]) if is_used else None
+    if config.vae is not None:
+        vae = Path(config.vae) if Path(config.vae).is_dir() else _cached(config.vae)
+        options["vae"] = _component("diffusers", "AutoencoderKL", vae, DTYPES[config.dtype])
+    call_options = {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
+    return backbone_class(pipeline_class(**options), call_options)
+
+
+def _component(library: str, class_name: str, folder: Path, dtype: torch.dtype) -> Any:
+    """A part of a pipeline as its index names it; libraries that are not packages are diffusers' own folders."""
+    packages = ("diffusers", "transformers")
+    found = getattr(import_module(library if library in packages else f"diffusers.pipelines.{library}"), class_name)
+    with torch.device("meta"):
+        if issubclass(found, ModelMixin):
+            return found.from_config(found.load_config(folder)).to(dtype)
+        if issubclass(found, PreTrainedModel):
+            return found(found.config_class.from_pretrained(folder)).to(dtype)
+    return found.from_pretrained(folder)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from training_settings import BATCH, CONFIG, EXECUTION
+
+from softrepa_pipeline.backbones import Backbone, inject
+from softrepa_pipeline.training import TrainingSet, encode_latents, fit, latents
+from softrepa_pipeline.training.calibration import Calibration, calibrate
+from softrepa_pipeline.training.config import FitConfig
+from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.draws import draw_noise, place, uniform_mass
+from softrepa_pipeline.training.initial import initial_tokens
+from softrepa_pipeline.training.loading import Loader, StepData, load_step
+from softrepa_pipeline.training.methods import METHODS
+
+SHAPE = torch.Size((16, 8, 8))
+RANGES = [(0.0, 1000.0), (250.0, 730.0), (120.0, 180.0)]
+WHOLE = slice(None)
+UNIFORM = torch.ones(1)
+
+
+def shares(count: int = 100_000) -> Tensor:
+    """The middles of equal parts of [0, 1): means over them are integrals."""
+    return (torch.arange(count) + 0.5) / count
+
+
+def densities(config: FitConfig, seed: int) -> Tensor:
+    """A density over deciles that is positive exactly where the range is."""
+    weights = torch.rand(10, generator=torch.Generator().manual_seed(seed)) + 0.05
+    density = uniform_mass(config, 10) * weights
+    return density / density.sum()
+
+
+@pytest.mark.parametrize("limits", RANGES)
+def test_uniform_timesteps_fill_the_range_evenly(limits: tuple[float, float]) -> None:
+    low, high = limits
+    timestep, weight = place(replace(CONFIG, timestep_range=limits), shares(1000), UNIFORM)
+    assert low <= timestep.min() < timestep.max() <= high
+    torch.testing.assert_close(timestep, torch.linspace(low, high, 2001)[1::2])
+    assert (weight == 1).all()
+
+
+@pytest.mark.parametrize("limits", RANGES)
+def test_logit_normal_timesteps_have_the_normal_s_quantiles(limits: tuple[float, float]) -> None:
+    low, high = limits
+    config = replace(CONFIG, timesteps="logit_normal", timestep_range=limits)
+    # What a standard normal exceeds with these probabilities, from any table.
+    normal = torch.tensor([-1.959964, -1.0, 0.0, 1.0, 1.959964])
+    probability = torch.tensor([0.025, 0.158655, 0.5, 0.841345, 0.975])
+    timestep, weight = place(config, probability, UNIFORM)
+    torch.testing.assert_close(timestep, low + (high - low) / (1 + torch.exp(-normal)), rtol=1e-4, atol=0)
+    assert (weight == 1).all()
+    ends, _ = place(config, torch.tensor([0.0, 1 - 2**-24]), UNIFORM)
+    assert low <= ends[0] < ends[1] <= high
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limits", RANGES)
+def test_importance_keeps_the_mean_of_every_function_of_the_timestep(limits: tuple[float, float], seed: int) -> None:
+    config = replace(CONFIG, timesteps="importance", timestep_range=limits)
+    drawn, weight = place(config, shares(), densities(config, seed))
+    uniform, _ = place(replace(config, timesteps="uniform"), shares(), UNIFORM)
+    assert limits[0] <= drawn.min() < drawn.max() <= limits[1]
+    for function in (torch.ones_like, torch.square, lambda t: torch.exp(-t / 200), lambda t: (t > 333).float()):
+        mean, wanted = (weight * function(drawn)).mean(), function(uniform).mean()
+        torch.testing.assert_close(mean, wanted, rtol=2e-4, atol=1e-5)
+
+
+def test_importance_draws_each_bucket_as_often_as_its_density_says_and_never_an_empty_one() -> None:
+    density = torch.tensor([0.0, 0.0, 0.5, 0.0, 0.2, 0.3, 0.0, 0.0])
+    config = replace(CONFIG, timesteps="importance")
+    ends = torch.tensor([0.0, 1 - 2**-24])
+    timestep, weight = place(config, torch.cat([ends, shares(10_000)]), density)
+    found = torch.bincount((timestep / 125).long(), minlength=8) / len(timestep)
+    torch.testing.assert_close(found, density, rtol=0, atol=2e-3)
+    assert timestep.max() <= 750
+    torch.testing.assert_close(weight.unique(), torch.tensor([0.25, 0.125 / 0.3, 0.625]))
+
+
+def test_noise_and_timestep_of_an_image_depend_on_seed_and_position_alone() -> None:
+    whole = draw_noise(CONFIG, range(8), SHAPE, UNIFORM, WHOLE)
+    for size in (2, 3):
+        parts = [draw_noise(CONFIG, range(8), SHAPE, UNIFORM, Group(rank, size).part(8)) for rank in range(size)]
+        assert torch.equal(torch.cat([part.noise for part in parts]), whole.noise)
+        assert torch.equal(torch.cat([part.timestep for part in parts]), whole.timestep)
+    later = draw_noise(CONFIG, range(3, 5), SHAPE, UNIFORM, WHOLE)
+    assert torch.equal(later.noise, whole.noise[3:5])
+    assert len(whole.timestep.unique()) == 8
+    other = draw_noise(replace(CONFIG, seed=4), range(8), SHAPE, UNIFORM, WHOLE)
+    assert not (other.noise == whole.noise).any()
+    assert not (other.timestep == whole.timestep).any()
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = draw_noise(CONFIG, range(64), SHAPE, UNIFORM, WHOLE).noise
+    assert noise.mean().abs() < 0.02
+    assert 0.98 < noise.std() < 1.02
+
+
+def test_shared_draws_give_every_image_the_first_position_s() -> None:
+    alone = draw_noise(CONFIG, range(8, 9), SHAPE, UNIFORM, WHOLE)
+    for part in (WHOLE, slice(2, 4)):
+        shared = draw_noise(BATCH, range(8, 12), SHAPE, UNIFORM, part)
+        assert torch.equal(shared.noise, alone.noise.expand_as(shared.noise))
+        assert torch.equal(shared.timestep, alone.timestep.expand_as(shared.timestep))
+
+
+def calibrated(sd3: Backbone, data: TrainingSet, config: FitConfig, pairs_at_once: int = 64) -> Calibration:
+    sites = sd3.sites(config.layers)
+    method = METHODS[config.objective](initial_tokens(sd3, sites, config, data.latents.shape[1:]), config)
+    with inject(sd3.denoiser, sites, method.injected):
+        return calibrate(sd3, data, method, pairs_at_once, Group())
+
+
+@pytest.mark.parametrize("limits", RANGES)
+def test_a_calibrated_density_is_never_below_a_quarter_of_the_uniform_one(
+    sd3: Backbone, data: TrainingSet, limits: tuple[float, float]
+) -> None:
+    config = replace(CONFIG, timesteps="importance", timestep_range=limits, batch_size=2)
+    found = calibrated(sd3, data, config)
+    uniform = uniform_mass(config, 10)
+    torch.testing.assert_close(uniform.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(found.density.sum(), torch.tensor(1.0))
+    assert (found.density >= 0.25 * uniform).all()
+    assert ((found.density > 0) == (uniform > 0)).all()
+    assert (found.temperatures > 0).all()
+    # Above the quarter it follows the weights.
+    extra = (found.density - 0.25 * uniform)[uniform > 0] / uniform[uniform > 0]
+    weights = found.profile.weight[uniform > 0]
+    torch.testing.assert_close(extra / extra.sum(), weights / weights.sum())
+
+
+def test_calibration_is_the_same_in_any_micro_batch(sd3: Backbone, data: TrainingSet) -> None:
+    whole, parts = (calibrated(sd3, data, replace(CONFIG, batch_size=2), count) for count in (64, 5))
+    # Gaps between captions are small differences of the errors, so that rounding is larger in them.
+    torch.testing.assert_close(parts.temperatures, whole.temperatures, rtol=1e-3, atol=0)
+    torch.testing.assert_close(parts.density, whole.density, rtol=1e-3, atol=0)
+
+
+def test_a_training_writes_down_the_profile_that_it_found(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
+    config = replace(CONFIG, num_steps=1, batch_size=2)
+    found = calibrated(sd3, data, config)
+    fit(sd3, data, config, tmp_path, EXECUTION)
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert sorted(profile) == ["error", "gap", "weight"]
+    for name, values in profile.items():
+        torch.testing.assert_close(torch.tensor(values), getattr(found.profile, name), rtol=1e-3, atol=0)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (40, 32), (index * 30, 255 - index * 30, 90)) for index in range(count)]
+
+
+def opened(image: Image.Image) -> Image.Image:
+    return image
+
+
+def test_latents_in_several_shards_are_those_of_one(
+    sd3: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = encode_latents(sd3, pictures(8), opened, 8, 32, tmp_path / "one")
+    monkeypatch.setattr(latents, "_SHARD_IMAGES", 3)
+    several = encode_latents(sd3, pictures(8), opened, 8, 32, tmp_path / "several")
+    assert [len(list((tmp_path / name).iterdir())) for name in ("one", "several")] == [1, 3]
+    assert several.shape == one.shape
+    assert len(several) == 8
+    rows = torch.tensor([7, 0, 2, 3, 3, 5, 6])
+    torch.testing.assert_close(several[rows], one[rows])
+    assert not torch.allclose(one[torch.tensor([0])], one[torch.tensor([7])])
+
+
+def test_encoding_that_was_stopped_keeps_its_shards_and_encodes_only_the_rest(
+    sd3: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "_SHARD_IMAGES", 3)
+    whole = encode_latents(sd3, pictures(8), opened, 8, 32, tmp_path / "whole")
+    seen: list[int] = []
+
+    def open_number(index: int) -> Image.Image:
+        if index == 4 and 4 not in seen:
+            seen.append(4)
+            raise KeyboardInterrupt
+        seen.append(index)
+        return pictures(8)[index]
+
+    def sources() -> Iterator[int]:
+        return iter(range(8))
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_latents(sd3, sources(), open_number, 8, 32, tmp_path / "stopped")
+    assert seen == [0, 1, 2, 3, 4]
+    seen = [4]
+    stopped = encode_latents(sd3, sources(), open_number, 8, 32, tmp_path / "stopped")
+    assert seen == [4, 3, 4, 5, 6, 7]
+    rows = torch.arange(8)
+    assert torch.equal(stopped[rows], whole[rows])
+    seen = [4]
+    encode_latents(sd3, sources(), open_number, 8, 32, tmp_path / "stopped")
+    assert seen == [4]
+
+
+def test_the_loader_gives_the_steps_in_order_as_they_would_be_loaded_alone(sd3: Backbone, data: TrainingSet) -> None:
+    part = slice(1, 4)
+    loader = Loader(sd3, data, CONFIG, UNIFORM, part)
+    found = list(loader.steps(2, 6))
+    assert [step for step, _ in found] == [2, 3, 4, 5]
+    for step, loaded in found:
+        assert_equal(loaded, load_step(sd3, data, CONFIG, UNIFORM, step, part))
+    assert not torch.equal(found[0][1].noised.sample, found[1][1].noised.sample)
+
+
+def assert_equal(first: StepData, second: StepData) -> None:
+    for field in ("rows", "timestep", "weight", "text_of", "is_candidate"):
+        assert torch.equal(getattr(first, field), getattr(second, field)), field
+    for part in ("noised", "prompt"):
+        mine, theirs = getattr(first, part), getattr(second, part)
+        for field in fields(mine):
+            value = getattr(mine, field.name)
+            assert isinstance(value, Tensor) or value is None, field.name
+            assert value is None or torch.equal(value, getattr(theirs, field.name)), field.name

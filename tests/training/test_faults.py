@@ -1,0 +1,342 @@
+"""What can go wrong while a training runs, done for real: each ends as it should, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from training_settings import CONFIG, EXECUTION
+
+from softrepa_pipeline.backbones import Backbone
+from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
+from softrepa_pipeline.training import ExecutionConfig, FitConfig, Observer, Record, TrainingSet, fit
+from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from softrepa_pipeline.training.guards import Guard
+from softrepa_pipeline.training.memory import is_out_of_memory
+from softrepa_pipeline.training.methods import METHODS
+
+# One image a step, so that a fault has a step of its own.
+ONE = replace(CONFIG, batch_size=1, num_steps=12)
+# Without temperatures as small as a random model's gaps, rounding stays rounding.
+SMOOTH = replace(CONFIG, batch_size=2, num_steps=3, calibrated=False, temperature=0.07)
+RARELY = replace(EXECUTION, checkpoint_steps=5)
+
+
+def many(data: TrainingSet, count: int) -> TrainingSet:
+    """As many images as that, with random latents and the captions of the five."""
+    rows = [index % len(data) for index in range(count)]
+    columns = [[column[row] for row in rows] for column in (data.captions, data.edits, data.negatives)]
+    latents = torch.randn(count, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    ids = [f"image-{index}" for index in range(count)]
+    return replace(
+        data,
+        latents=latents,
+        image_ids=ids,
+        captions=columns[0],
+        edits=columns[1],
+        negatives=columns[2],
+        members=np.arange(count),
+    )
+
+
+def row_at(data: TrainingSet, config: FitConfig, step: int) -> int:
+    """The one image of a step."""
+    return int(data.candidates(config, range(step, step + 1)).rows)
+
+
+def run(
+    backbone: Backbone, data: TrainingSet, config: FitConfig, folder: Path, execution: ExecutionConfig = RARELY
+) -> tuple[SoftTokens, list[Record]]:
+    records: list[Record] = []
+    return fit(backbone, data, config, folder, execution, Observer(records.append)), records
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def loaded(tokens: SoftTokens, folder: Path) -> tuple[Progress, torch.optim.AdamW]:
+    """The newest checkpoint, read into tokens of this one's shape."""
+    method = METHODS["softrepa"](SoftTokens(tokens.config), CONFIG)
+    optimizer = torch.optim.AdamW(method.trainable)
+    progress = load_checkpoint(folder, method, optimizer)
+    assert progress is not None
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+    return progress, optimizer
+
+
+def assert_equal(first: SoftTokens, second: SoftTokens) -> None:
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_steps_of_an_image_that_is_not_finite_never_reach_the_tokens(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, value: float
+) -> None:
+    bad = row_at(data, ONE, 3)
+    steps = [step for step in range(12) if row_at(data, ONE, step) == bad]
+    data.latents[bad, 5, 2, 3] = value
+    tokens, records = run(sd3, data, ONE, tmp_path)
+    wanted = [{"step": step, "reason": "not finite", "image_ids": [data.image_ids[bad]]} for step in steps]
+    assert lines(tmp_path / "skipped.jsonl") == wanted
+    assert [record["step"] for record in records] == [step for step in range(12) if step not in steps]
+    assert all(torch.isfinite(parameter).all() for parameter in tokens.parameters())
+    progress, optimizer = loaded(tokens, tmp_path)
+    assert progress.step == 12
+    assert {int(state["step"]) for state in optimizer.state.values()} == {12 - len(steps)}
+
+
+@dataclass
+class Flaky:
+    """Latents of which some cannot be read at first."""
+
+    latents: Tensor
+    failing: set[int]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.latents.shape
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        now = set(rows.tolist()) & self.failing
+        self.failing -= now
+        return torch.stack([self.latents[row] * (math.nan if row in now else 1) for row in rows.tolist()])
+
+
+def test_three_bad_steps_in_a_row_go_back_to_the_last_checkpoint_at_half_the_learning_rate(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path
+) -> None:
+    data = many(data, 20)
+    bad = [row_at(data, ONE, step) for step in (6, 7, 8)]
+    flaky = replace(data, latents=Flaky(data.latents, set(bad)))  # type: ignore[arg-type]
+    tokens, records = run(sd3, flaky, ONE, tmp_path / "run")
+    assert [record["step"] for record in records] == [*range(6), *range(5, 12)]
+    rates = [record["learning_rate"] / ONE.learning_rate_at(int(record["step"]), 12) for record in records]
+    assert rates == pytest.approx([1.0] * 6 + [0.5] * 7)
+    skipped = [(entry["step"], entry["image_ids"]) for entry in lines(tmp_path / "run" / "skipped.jsonl")]
+    assert skipped == [(step, [f"image-{row}"]) for step, row in zip((6, 7, 8), bad, strict=True)]
+    assert [entry["step"] for entry in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(12))
+
+    # The same as a training that stands at the checkpoint and has half the learning rate from there on.
+    run(sd3, data, replace(ONE, num_steps=5), tmp_path / "half")
+    manifest = tmp_path / "half" / "step-0000005.json"
+    state = json.loads(manifest.read_text())
+    state["guard"]["learning_rate_scale"] = 0.5
+    manifest.write_text(json.dumps(state))
+    assert_equal(tokens, run(sd3, data, ONE, tmp_path / "half")[0])
+
+
+def test_a_training_that_is_never_usable_ends_and_names_the_images(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path
+) -> None:
+    data.latents.fill_(math.nan)
+    with pytest.raises(ValueError, match=rf"the first steps were not usable; {tmp_path}/skipped\.jsonl names their"):
+        run(sd3, data, ONE, tmp_path)
+    skipped = [entry["image_ids"] for entry in lines(tmp_path / "skipped.jsonl")]
+    assert skipped == [[data.image_ids[row_at(data, ONE, step)]] for step in (0, 1, 2)]
+
+
+def test_a_training_that_stays_unusable_ends_after_three_rollbacks_and_keeps_its_checkpoint(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path
+) -> None:
+    data = many(data, 20)
+    tokens, _ = run(sd3, data, replace(ONE, num_steps=5), tmp_path)
+    data.latents[[row_at(data, ONE, step) for step in (6, 7, 8)]] = math.nan
+    with pytest.raises(ValueError, match=r"3 steps in a row were not usable, after 3 rollbacks; skipped\.jsonl in the"):
+        run(sd3, data, ONE, tmp_path)
+    assert [entry["step"] for entry in lines(tmp_path / "skipped.jsonl")] == [6, 7, 8] * 4
+    progress, _ = loaded(tokens, tmp_path)
+    assert progress.step == 5
+
+
+def test_the_guard_knows_spikes_only_after_64_good_steps() -> None:
+    guard = Guard()
+    for step in range(64):
+        assert guard.fault(1e6, 1.0) is None
+        guard = guard.after_good(1.0 + step % 2)
+    # The median is 1.5.
+    assert guard.fault(29.9, 1.0) is None
+    assert guard.fault(30.1, 1.0) == "loss spike"
+    assert guard.fault(-30.1, 1.0) == "loss spike"
+    for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)):
+        assert guard.fault(loss, norm) == "not finite"
+    for _ in range(64):
+        guard = guard.after_good(10.0)
+    assert guard.fault(199.0, 1.0) is None
+    assert guard.fault(201.0, 1.0) == "loss spike"
+
+
+def test_the_guard_asks_for_a_rollback_after_three_bad_steps_in_a_row_only() -> None:
+    guard = Guard().after_bad().after_bad().after_good(1.0).after_bad().after_bad()
+    assert not guard.must_roll_back
+    guard = guard.after_bad()
+    for rollback in (1, 2, 3):
+        assert guard.must_roll_back
+        guard = guard.rolled_back()
+        assert (guard.rollbacks, guard.learning_rate_scale, guard.must_roll_back) == (rollback, 0.5**rollback, False)
+        guard = guard.after_bad().after_bad().after_bad()
+    with pytest.raises(ValueError, match=r"skipped\.jsonl in the run's folder names their images; lower fit\.learning"):
+        guard.rolled_back()
+
+
+def test_an_image_with_a_spike_of_the_loss_is_skipped_and_named(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path
+) -> None:
+    data = many(data, 80)
+    config = replace(ONE, objective="dsm", num_steps=70)
+    good, bad = (row_at(data, config, step) for step in (65, 67))
+    data.latents[good] *= 2
+    data.latents[bad] *= 1e3
+    tokens, records = run(sd3, data, config, tmp_path)
+    (skipped,) = lines(tmp_path / "skipped.jsonl")
+    assert skipped == {"step": 67, "reason": "loss spike", "image_ids": [f"image-{bad}"]}
+    assert len(records) == 69
+    assert max(record["loss"] for record in records) < 20
+    assert {int(state["step"]) for state in loaded(tokens, tmp_path)[1].state.values()} == {69}
+
+
+def allocate_absurdly() -> None:
+    torch.empty(2**48)
+
+
+def test_torch_s_own_failure_to_allocate_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        allocate_absurdly()
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(ValueError("shapes do not fit"))
+
+
+def too_small(backbone: Backbone, is_too_much: Callable[[int], bool]) -> list[int]:
+    """A real allocation fails in passes with gradient where `is_too_much` of so many pairs; returns their sizes."""
+    sizes: list[int] = []
+
+    def check(_module: object, _arguments: object, named: dict[str, Tensor]) -> None:
+        if torch.is_grad_enabled():
+            sizes.append(len(named["hidden_states"]))
+            if is_too_much(sizes[-1]):
+                allocate_absurdly()
+
+    backbone.denoiser.register_forward_pre_hook(check, with_kwargs=True)
+    return sizes
+
+
+@pytest.mark.parametrize("most", [3, 2])
+def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing_else(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, most: int
+) -> None:
+    execution = replace(EXECUTION, max_pairs_in_memory=6)
+    whole, _ = run(sd3, data, SMOOTH, tmp_path / "whole", execution)
+    sizes = too_small(sd3, lambda size: size > most)
+    halved, records = run(sd3, data, SMOOTH, tmp_path / "halved", execution)
+    for name, value in whole.state_dict().items():
+        assert (halved.state_dict()[name] - value).norm() <= 1e-5 * value.norm(), name
+    assert [record["step"] for record in records] == [0, 1, 2]
+    # A row has three pairs: below, there are two passes.
+    wanted = {3: [3], 2: [3, 1]}[most]
+    messages = [record.getMessage() for record in caplog.records if "out of memory" in record.message]
+    assert messages == [f"out of memory: going on with {count} pairs at once" for count in wanted]
+    # What it has learned is in the checkpoint: it does not run out of memory again.
+    progress, _ = loaded(halved, tmp_path / "halved")
+    assert progress.pairs_at_once == wanted[-1]
+    sizes.clear()
+    run(sd3, data, replace(SMOOTH, num_steps=4), tmp_path / "halved", execution)
+    assert 0 < max(sizes) <= most
+
+
+def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_no_half_gradient(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path
+) -> None:
+    execution = replace(EXECUTION, max_pairs_in_memory=3)
+    whole, _ = run(sd3, data, SMOOTH, tmp_path / "whole", execution)
+    sizes = too_small(sd3, lambda size: size == 3 and len(sizes) == 4)
+    halved, _ = run(sd3, data, SMOOTH, tmp_path / "halved", execution)
+    # The second image of the second step fails, so both begin anew, pair by pair in two passes of which one is seen.
+    assert sizes == [3, 3, 3, 3] + [1] * 12
+    for name, value in whole.state_dict().items():
+        assert (halved.state_dict()[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+def test_memory_for_less_than_one_pair_ends_the_training(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
+    too_small(sd3, lambda size: True)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        run(sd3, data, ONE, tmp_path, replace(EXECUTION, max_pairs_in_memory=4))
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: writes fail half-way, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_the_one_before(tmp_path: Path) -> None:
+    method = METHODS["softrepa"](SoftTokens(SoftTokensConfig(("0",), 2, 64, 4)), CONFIG)
+    optimizer = torch.optim.AdamW(method.trainable)
+    progress = Progress(2, torch.ones(1), torch.ones(1), 4)
+    save_checkpoint(tmp_path, method, optimizer, progress)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with small_files(1000), pytest.raises(OSError, match=rf"File too large: '{tmp_path}/step-0000004\.safe") as caught:
+        save_checkpoint(tmp_path, method, optimizer, replace(progress, step=4))
+    assert caught.value.errno == errno.EFBIG
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    # Tensors that were read may still be mapped.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all space of a disk; what takes it."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_space(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, small_disk: Path
+) -> None:
+    config = replace(CONFIG, batch_size=2)
+    whole, _ = run(sd3, data, config, tmp_path / "whole", EXECUTION)
+    folder = small_disk / "run"
+    observer = Observer(lambda record: fill(small_disk) if record["step"] == 3 else None)
+    with pytest.raises(OSError, match=rf"No space left on device: '{folder}/step-0000004\.safetensors'") as caught:
+        fit(sd3, data, config, folder, EXECUTION, observer)
+    assert caught.value.errno == errno.ENOSPC
+    progress, _ = loaded(whole, folder)
+    assert progress.step == 2
+    (small_disk / "ballast").unlink()
+    resumed, records = run(sd3, data, config, folder, EXECUTION)
+    assert_equal(whole, resumed)
+    assert [record["step"] for record in records] == list(range(6))
