@@ -88,3 +88,15 @@ def test_tokens_of_another_family_are_refused(tmp_path: Path, model_folders: dic
     arguments = ["sample", "--family", "sdxl", "--base", str(model_folders["sdxl"]), "--prompt", "a", "--tokens"]
     done = CliRunner().invoke(main, [*arguments, str(tokens)])
     assert "holds soft tokens for family sd3, not for sdxl" in done.output
+
+
+def test_plan_says_what_a_training_takes() -> None:
+    done = CliRunner().invoke(main, ["plan", "--params", "family=sd15", "--images", "4096"])
+    assert done.exit_code == 0, done.output
+    lines = dict(line.split("  ", 1) for line in done.output.splitlines() if "  " in line)
+    assert lines["steps"].strip() == "400"
+    # 4096 latents of 16 × 8 × 8 numbers in fp32.
+    assert lines["disk: latents"].strip() == "16.8 MB"
+    wrong = CliRunner().invoke(main, ["plan", "--env", "sd33"])
+    assert wrong.exit_code == 1
+    assert "sd33" in wrong.output
