@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageChops
 
 from softrepa_pipeline.commands import main
+from softrepa_pipeline.parameters import read_parameters
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, save_soft_tokens
 
 WIDTHS = {"sd15": 96, "sdxl": 128, "sd3": 128}
@@ -90,13 +92,48 @@ def test_tokens_of_another_family_are_refused(tmp_path: Path, model_folders: dic
     assert "holds soft tokens for family sd3, not for sdxl" in done.output
 
 
+def table(*arguments: str | Path) -> dict[str, str]:
+    lines = run("plan", *arguments).splitlines()
+    return {line[:24].strip(): line[24:] for line in lines}
+
+
 def test_plan_says_what_a_training_takes() -> None:
-    done = CliRunner().invoke(main, ["plan", "--params", "family=sd15", "--images", "4096"])
-    assert done.exit_code == 0, done.output
-    lines = dict(line.split("  ", 1) for line in done.output.splitlines() if "  " in line)
-    assert lines["steps"].strip() == "400"
+    rows = table("--params", "family=sd15,fit.batch_size=2,execution.max_pairs_in_memory=4", "--images", "4096")
+    assert rows["steps"] == "400"
+    assert rows["micro-batch"] == "whole rows, 2 at once (4 pairs)"
     # 4096 latents of 16 × 8 × 8 numbers in fp32.
-    assert lines["disk: latents"].strip() == "16.8 MB"
-    wrong = CliRunner().invoke(main, ["plan", "--env", "sd33"])
-    assert wrong.exit_code == 1
-    assert "sd33" in wrong.output
+    assert rows["disk: latents"] == "16.8 MB"
+    assert rows["… activations"].endswith("MiB (4 pairs × 2.56 MiB)")
+    assert rows["… a step"].endswith("GFLOP")
+    assert rows["time a step"].endswith(" s (measured)")
+    assert rows["… in all"].endswith(" h:min:s")
+
+
+def test_plan_counts_a_model_without_weights(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(model_folders["sd3"], tmp_path / "sd3", ignore=shutil.ignore_patterns("*.safetensors"))
+    rows = table("--env", "sd3", "--params", f"model.base={tmp_path / 'sd3'},fit.resolution=32", "--images", "118287")
+    assert rows["steps"] == "59,144"
+    assert rows["time"] == "measured only where the model's weights and device are at hand"
+    assert "… highest" not in rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "sd33"], "unknown environment sd33; did you mean sd3?"),
+        (["--params", "famly=sd15"], "unknown parameter famly; did you mean family?"),
+        (["--params", "fit.num_step=3"], "unknown parameter fit.num_step; did you mean fit.num_steps?"),
+        (["--params", "family"], "--params takes name=value,name=value, not 'family'"),
+        (["--params", "dataset=/none"], "data set /none has not been ingested, so that its size is not known"),
+        (["--params", "model.base=/none", "--images", "9"], "no model folder at /none"),
+    ],
+)
+def test_plan_names_what_is_wrong(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["plan", *arguments])
+    assert done.exit_code == 1
+    assert f"Error: {message}" in done.output
+
+
+def test_plan_reads_what_kedro_run_would() -> None:
+    found = read_parameters("sd3", "objective=agsm,fit.num_steps=7")
+    assert found["fit"] == {"preset": "published", "objective": "agsm", "seed": 0, "num_steps": 7}

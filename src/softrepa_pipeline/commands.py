@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,6 +178,8 @@ def presets() -> None:
 def plan(env: str | None, params: str, images: int | None) -> None:
     """Say what a training with these settings will take: arithmetic, memory, disk, and time."""
     parameters = _parameters(env, params)
+    import torch
+
     from softrepa_pipeline.backbones import ModelConfig
     from softrepa_pipeline.config import build
     from softrepa_pipeline.training import ExecutionConfig, SamplesConfig, fit_config
@@ -189,6 +192,8 @@ def plan(env: str | None, params: str, images: int | None) -> None:
     execution = build(ExecutionConfig, parameters["execution"], "execution")
     build(SamplesConfig, parameters["sampling"], "sampling")  # training would refuse wrong ones
     num_images = images or _num_images(Path(parameters["folders"]["pairs"]), parameters["source"]["dataset"])
+    if execution.num_processes > 1 and model.device == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // execution.num_processes))  # as each will have them
     found = estimate(open_model(model), config, execution, num_images)
     click.echo(f"{objective}, preset {preset}, on {model.base} ({model.dtype}, {model.device})")
     click.echo(f"{num_images:,} images; {config.batch_size} a step × {config.num_candidates} captions")
@@ -216,7 +221,7 @@ def _num_images(pairs: Path, dataset: str) -> int:
 
 def _rows(found: Estimate) -> list[tuple[str, str]]:
     """The table's lines: name and value."""
-    pairs, flop = found.plan.pairs_at_once, found.flop
+    flop, pairs = found.flop, f"{found.plan.pairs_at_once} pairs × {_memory(found.pair_bytes)}"
     rows = [
         ("steps", f"{found.num_steps:,}"),
         ("micro-batch", str(found.plan)),
@@ -224,34 +229,37 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
         ("… a caption", _flop(flop.caption)),
         ("… a step", _flop(found.step_flop)),
         ("… in all", _flop(found.total_flop)),
-        ("memory: weights", _gib(found.weight_bytes)),
-        ("… activations", f"{_gib(found.activation_bytes)} ({pairs} pairs × {_mb(found.pair_bytes)})"),
-        ("… tokens, optimiser", _mb(found.token_bytes)),
-        ("disk: latents", _mb(found.latent_bytes)),
-        ("… checkpoints", _mb(found.checkpoint_bytes)),
+        ("memory: weights", _memory(found.weight_bytes)),
+        ("… tokens, optimiser", _memory(found.token_bytes)),
+        ("… activations", f"{_memory(found.activation_bytes)} ({pairs})"),
     ]
     if found.peak_bytes is not None:
-        rows.insert(9, ("… peak above weights", f"{_gib(found.peak_bytes)} (measured)"))
+        rows.append(("… highest", f"{_memory(found.peak_bytes)} beyond the weights (measured)"))
+    rows += [("disk: latents", _disk(found.latent_bytes)), ("… checkpoints", _disk(found.checkpoint_bytes))]
     if found.step_seconds is None or found.total_seconds is None:
-        return [*rows, ("time", "is measured only where the model and its device are at hand")]
+        return [*rows, ("time", "measured only where the model's weights and device are at hand")]
     length = timedelta(seconds=round(found.total_seconds))
     return [*rows, ("time a step", f"{found.step_seconds:.3f} s (measured)"), ("… in all", f"{length} h:min:s")]
 
 
 def _flop(count: float) -> str:
-    for unit in ("MFLOP", "GFLOP", "TFLOP", "PFLOP"):
-        count /= 1e3 if unit != "MFLOP" else 1e6
-        if count < 1000:
-            return f"{count:,.3g} {unit}"
-    return f"{count / 1e3:,.3g} EFLOP"
+    return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB"
+def _memory(num_bytes: float) -> str:
+    return _scaled(num_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
+def _disk(num_bytes: float) -> str:
+    return _scaled(num_bytes, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    """Three digits and the unit, each `base` times the one before it, that leaves fewer than four before the point."""
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return f"{value:.3g} {units[power]}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +40,7 @@ from softrepa_pipeline.training.pair_engine import Plan, accumulate, choose_plan
 _WARM_UP, _TIMED = 2, 3
 _WATCH_SECONDS = 0.001
 _TIMESTEP = 500.0
+_CAPTION = "a photo"  # all captions are padded to one length
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Estimate:
     """What a training takes: FLOP of all processes, bytes and seconds of each of them.
 
     `plan` is the micro-batch; `pair_bytes` what autograd keeps of a pair, `token_bytes` soft tokens with gradient and
-    optimiser. `peak_bytes` is what a micro-batch took beyond the weights when it ran; it and `step_seconds` are None
-    for a model that cannot run here. Not in it: the images' encoding, once, and samples drawn on the way.
+    optimiser. `peak_bytes` is what a process took beyond the loaded model when it ran a micro-batch, on a CPU with what
+    torch's kernels and the heap keep; it and `step_seconds` are None for a model that cannot run here. Not in it: the
+    images' encoding, once, and samples drawn on the way.
     """
 
     num_steps: int
@@ -94,7 +97,11 @@ def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, 
     """
     if config.held_out_images >= num_images:
         raise ValueError(f"fit.held_out_images is {config.held_out_images}, but there are {num_images} images")
-    shape, sites = latent_shape(backbone, config.resolution), backbone.sites(config.layers)
+    idle, shape, sites = (
+        _taken(backbone.device),
+        latent_shape(backbone, config.resolution),
+        backbone.sites(config.layers),
+    )
     # Where tokens start changes nothing here, and without weights there is no state to start from.
     tokens = initial_tokens(backbone, sites, replace(config, initial="normal"), shape)
     method = METHODS[config.objective](tokens, config).to(backbone.device)
@@ -104,7 +111,8 @@ def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, 
         flop, pair_bytes = _count(backbone, two.pairs[:1]), _bytes_per_pair(backbone, two.pairs)
         peak, seconds = None, None
         if backbone.device.type != "meta":
-            peak, seconds = _measure(backbone, method, plan, execution, shape)
+            highest, seconds = _measure(backbone, method, plan, execution, shape)
+            peak = highest - idle
     num_steps = config.steps_for(num_images - config.held_out_images)
     step_flop = _step_flop(method, plan, flop, execution.num_processes)
     return Estimate(
@@ -143,25 +151,21 @@ def _num_captions(config: FitConfig, num_images: int) -> int:
 
 @torch.no_grad()
 def _step_data(backbone: Backbone, shape: torch.Size, text_of: Tensor) -> StepData:
-    """A step as training loads it, of noise and made-up captions; `text_of` (images, captions) as there."""
+    """A step as training loads it, of noise and one caption over and over; `text_of` (images, captions) as there."""
     device, dtype, num_images = backbone.device, backbone.pipeline.vae.dtype, len(text_of)
     sample = torch.randn((num_images, *shape), device=device, dtype=dtype)
     timestep = torch.full((num_images,), _TIMESTEP)
-    prompt = backbone.encode_prompts(_captions(int(text_of.max()) + 1))
+    prompt = backbone.encode_prompts([_CAPTION] * (int(text_of.max()) + 1))
     noised = Noised(sample, torch.randn_like(sample), timestep.to(device))
     is_candidate = torch.ones(text_of.shape, dtype=torch.bool)
     return StepData(torch.arange(num_images), noised, timestep, torch.ones(num_images), prompt, text_of, is_candidate)
-
-
-def _captions(count: int) -> list[str]:
-    return [f"a photograph with the number {index}" for index in range(count)]
 
 
 def _count(backbone: Backbone, pair: Pairs) -> Flop:
     """Operations of one pair with the tokens that are injected, and of encoding one caption."""
     forward = _flop(lambda: pair.predict(backbone))
     both = _flop(lambda: pair.predict(backbone).float().sum().backward())
-    return Flop(forward, both, _flop(lambda: backbone.encode_prompts(_captions(1))))
+    return Flop(forward, both, _flop(lambda: backbone.encode_prompts([_CAPTION])))
 
 
 def _flop(call: Callable[[], Any]) -> int:
@@ -242,10 +246,11 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: A
 def _measure(
     backbone: Backbone, method: Method, plan: Plan, execution: ExecutionConfig, shape: torch.Size
 ) -> tuple[int, float]:
-    """Bytes that a micro-batch of the plan takes at its highest, and seconds of a step: captions and micro-batches."""
+    """Bytes taken at the highest, and seconds of a step: its captions and its micro-batches."""
     config = method.config
     num_images = _num_images(config, execution)
     num_captions = _num_captions(config, num_images)
+    captions = [_CAPTION] * num_captions
     text_of = torch.arange(plan.rows_at_once * config.num_candidates).view(plan.rows_at_once, -1) % num_captions
     step = _step_data(backbone, shape, text_of)
     rows = step.rows_at(torch.arange(len(step)), torch.ones(1), share=not execution.compile)
@@ -253,11 +258,16 @@ def _measure(
     def micro_batch() -> None:
         accumulate(backbone, method, rows, plan, config.batch_size)
 
-    peak = max(_peak_bytes(backbone.device, micro_batch) for _ in range(_WARM_UP))
-    captions = _captions(num_captions)
+    def while_loading() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(backbone.encode_prompts, captions)
+            micro_batch()
+            ahead.result()
+
+    highest = max(_highest(backbone.device, while_loading) for _ in range(_WARM_UP))
     text_seconds = _seconds(backbone.device, lambda: backbone.encode_prompts(captions))
     num_micro_batches = math.ceil(num_images / plan.rows_at_once)
-    return peak, text_seconds + num_micro_batches * _seconds(backbone.device, micro_batch)
+    return highest, text_seconds + num_micro_batches * _seconds(backbone.device, micro_batch)
 
 
 def _seconds(device: torch.device, call: Callable[[], Any]) -> float:
@@ -276,26 +286,30 @@ def _seconds(device: torch.device, call: Callable[[], Any]) -> float:
     return statistics.median(taken)
 
 
-def _peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
-    """What a call takes at its highest beyond what was taken before: on the device, or of resident memory on a CPU."""
+def _taken(device: torch.device) -> int:
+    """Bytes that are taken on the device, or of the process's resident memory for a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def _highest(device: torch.device, call: Callable[[], Any]) -> int:
+    """Bytes that are taken at the highest while a call runs."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         call()
-        return torch.cuda.max_memory_allocated(device) - before
-    process, done = psutil.Process(), threading.Event()
-    seen = [process.memory_info().rss]
+        return torch.cuda.max_memory_allocated(device)
+    seen, done = [_taken(device)], threading.Event()
 
     def watch() -> None:
         while not done.wait(_WATCH_SECONDS):
-            seen.append(process.memory_info().rss)
+            seen.append(_taken(device))
 
-    watcher = threading.Thread(target=watch, name="softrepa-memory")
-    watcher.start()
-    call()
-    done.set()
-    watcher.join()
-    return max(seen) - seen[0]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(watch)
+        try:
+            call()
+        finally:
+            done.set()
+    return max(seen)
 
 
 def open_model(config: ModelConfig) -> Backbone:
@@ -355,7 +369,8 @@ def _component(library: str, class_name: str, folder: Path, dtype: torch.dtype) 
     found = getattr(import_module(library if library in packages else f"diffusers.pipelines.{library}"), class_name)
     with torch.device("meta"):
         if issubclass(found, ModelMixin):
-            return found.from_config(found.load_config(folder)).to(dtype)
+            # Not its own `to`, which warns of a model that has numbers.
+            return nn.Module.to(found.from_config(found.load_config(folder)), dtype)
         if issubclass(found, PreTrainedModel):
             return found(found.config_class.from_pretrained(folder)).to(dtype)
     return found.from_pretrained(folder)
