@@ -19,7 +19,7 @@ _SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
 
 def measure() -> dict[str, Any]:
-    """`latency_ratio`: median over rounds of with / without, random weights, both threads."""
+    """`latency_ratio`: median over rounds of with / without, random weights."""
     unet = UNet2DConditionModel(**_SD15).eval().requires_grad_(False)
     blocks = transformer_blocks(unet)
     chosen = tuple(index for index, name in enumerate(blocks) if name.startswith("down"))

@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import PROJECT, embedded, model_config, published, small_data
+import pyarrow as pa
+import pyarrow.parquet as pq
+from common import embedded, model_config, published, small_data
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from softrepa_pipeline.inference import SamplingConfig
@@ -46,9 +48,6 @@ def measure() -> dict[str, Any]:
 
 
 def _data(folder: Path) -> tuple[Path, Path]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     data = small_data(embedded(_FAMILY), folder)
     columns = {"image_id": data.image_ids, "captions": data.captions, "edits": data.edits}
     pq.write_table(pa.table({**columns, "negatives": data.negatives}), folder / "negatives.parquet")
@@ -64,7 +63,6 @@ def _job(latents: Path, negatives: Path, folder: Path) -> Job:
 
 
 def _launch(job: Job, size: int) -> None:
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(1, 1, size, run_id="bench", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
     elastic_launch(config, pinned)(job.write())
 
@@ -84,5 +82,4 @@ def _figures(folder: Path) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    assert (PROJECT / "data/06_models/embedded").is_dir()
     measure()

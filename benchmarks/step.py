@@ -79,7 +79,7 @@ def _gradient_difference(backbone: Backbone, data: TrainingSet, config: FitConfi
 
 
 def _batch(backbone: Backbone, data: TrainingSet, config: FitConfig, number: int) -> Batch:
-    positions = range(number * config.batch_size, (number + 1) * config.batch_size)
+    positions = config.positions_of(number)
     candidates = data.candidates(config, positions)
     draws = draw_noise(config, positions, data.latents.shape[1:], torch.ones(1), slice(0, 1))
     own = [captions[0] for captions in candidates.captions]

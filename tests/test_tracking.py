@@ -12,15 +12,6 @@ from PIL import Image
 from softrepa_pipeline import tracking
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    yield mlflow.create_experiment("tracking", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_tracking_uri(before)
-
-
 @pytest.fixture
 def parent(store: str) -> Iterator[str]:
     with mlflow.start_run(experiment_id=store) as run:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -178,24 +177,23 @@ def presets() -> None:
 def plan(env: str | None, params: str, images: int | None) -> None:
     """Say what a training with these settings will take: arithmetic, memory, disk, and time."""
     parameters = _parameters(env, params)
-    import torch
-
-    from softrepa_pipeline.backbones import ModelConfig
+    from softrepa_pipeline.backbones import ModelConfig, open_model
     from softrepa_pipeline.config import build
-    from softrepa_pipeline.training import ExecutionConfig, SamplesConfig, fit_config
-    from softrepa_pipeline.training.estimate import estimate, open_model
+    from softrepa_pipeline.training import ExecutionConfig, SamplesConfig, configured
+    from softrepa_pipeline.training.distributed import share_cores
+    from softrepa_pipeline.training.estimate import estimate
 
     model = build(ModelConfig, parameters["model"], "model")
-    changes = dict(parameters["fit"])
-    preset, objective = changes.pop("preset"), changes.pop("objective")
-    config = fit_config(preset, model.family, objective, changes)
+    config = configured(model.family, parameters["fit"])
     execution = build(ExecutionConfig, parameters["execution"], "execution")
     build(SamplesConfig, parameters["sampling"], "sampling")  # training would refuse wrong ones
     num_images = images or _num_images(Path(parameters["folders"]["pairs"]), parameters["source"]["dataset"])
     if execution.num_processes > 1 and model.device == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // execution.num_processes))  # as each will have them
+        share_cores(execution.num_processes)  # as each of them will have them
     found = estimate(open_model(model), config, execution, num_images)
-    click.echo(f"{objective}, preset {preset}, on {model.base} ({model.dtype}, {model.device})")
+    click.echo(
+        f"{config.objective}, preset {parameters['fit']['preset']}, on {model.base} ({model.dtype}, {model.device})"
+    )
     click.echo(f"{num_images:,} images; {config.batch_size} a step × {config.num_candidates} captions")
     for name, value in _rows(found):
         click.echo(f"{name:<24}{value}")

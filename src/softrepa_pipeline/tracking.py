@@ -60,21 +60,11 @@ class NestedRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log all metrics of one step in one request."""
-        _log_metrics(self.run_id, metrics, step)
+        _log_curves(self.run_id, [{**metrics, "step": step}])
 
     def log_curves(self, records: Sequence[Mapping[str, float]]) -> None:
         """Log the metrics of many steps; each record has its `step`."""
-        if self.run_id is None:
-            return
-        now = time.time_ns() // 1_000_000
-        metrics = [
-            Metric(name, float(value), now, int(record["step"]))
-            for record in records
-            for name, value in record.items()
-            if name != "step"
-        ]
-        for start in range(0, len(metrics), _MAX_METRICS_PER_BATCH):
-            MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS_PER_BATCH])
+        _log_curves(self.run_id, records)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters; long values are cut to MLflow's limit."""
@@ -100,7 +90,7 @@ def nested_run(name: str, tags: Mapping[str, str] | None = None) -> NestedRun:
 
 def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
     """Log metrics to the active run."""
-    _log_metrics(_active_run_id(), metrics, step)
+    _log_curves(_active_run_id(), [{**metrics, "step": step}])
 
 
 def log_params(params: Mapping[str, object]) -> None:
@@ -143,10 +133,18 @@ def _active_run_id() -> str | None:
     return run.info.run_id if run is not None else None
 
 
-def _log_metrics(run_id: str | None, metrics: Mapping[str, float], step: int) -> None:
-    if run_id is not None and metrics:
-        now = time.time_ns() // 1_000_000
-        MlflowClient().log_batch(run_id, metrics=[Metric(key, float(v), now, step) for key, v in metrics.items()])
+def _log_curves(run_id: str | None, records: Sequence[Mapping[str, float]]) -> None:
+    if run_id is None:
+        return
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(name, float(value), now, int(record["step"]))
+        for record in records
+        for name, value in record.items()
+        if name != "step"
+    ]
+    for start in range(0, len(metrics), _MAX_METRICS_PER_BATCH):
+        MlflowClient().log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS_PER_BATCH])
 
 
 def _log_params(run_id: str | None, params: Mapping[str, object]) -> None:

@@ -23,15 +23,6 @@ from softrepa_pipeline.pipelines.fit.follow import following
 GONE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    yield mlflow.create_experiment("follow", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_tracking_uri(before)
-
-
 @pytest.fixture
 def run(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tracking.NestedRun]:
     """A run, and a client that does not wait for a server that is away."""

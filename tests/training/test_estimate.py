@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from training_settings import BATCH, CONFIG, EXECUTION
 
-from softrepa_pipeline.backbones import Backbone, ModelConfig, inject
+from softrepa_pipeline.backbones import Backbone, ModelConfig, inject, open_model
 from softrepa_pipeline.training import ExecutionConfig, FitConfig, TrainingSet, encode_latents, fit, fit_config
-from softrepa_pipeline.training.estimate import Estimate, _flop, _step_data, estimate, latent_shape, open_model
+from softrepa_pipeline.training.estimate import Estimate, _flop, _step_data, estimate, latent_shape
 from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.methods import METHODS
 from softrepa_pipeline.training.pair_engine import accumulate, choose_plan

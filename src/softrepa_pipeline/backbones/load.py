@@ -76,9 +76,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     if index is not None and not any(Path(config.base).rglob(f"*.{config.variant}.*")):
         options["variant"] = None
     if index is not None:
-        found = index.get("_class_name")
-        if found != pipeline_class.__name__:
-            raise ValueError(f"{config.base} holds a {found}; family {config.family} needs a {pipeline_class.__name__}")
+        check_family(index, config.base, config.family)
     if config.family == "sd3" and (not config.t5 or (index or {}).get("text_encoder_3") == [None, None]):
         # A pipeline saved without T5 opens only when told again that there is none.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
@@ -94,8 +92,19 @@ def load_backbone(config: ModelConfig) -> Backbone:
             f"cannot load {config.base}; set model.base to a diffusers folder or a hub id within reach ({reason})"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    call_options = {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
-    return backbone_class(pipeline.to(config.device), call_options)
+    return backbone_class(pipeline.to(config.device), call_options(config))
+
+
+def call_options(config: ModelConfig) -> dict[str, Any]:
+    """What this model always needs in a call of its pipeline."""
+    return {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
+
+
+def check_family(index: dict[str, Any], base: str, family: str) -> None:
+    """Raises ValueError where a diffusers folder's index is that of another family's pipeline."""
+    found, needed = index.get("_class_name"), BACKBONES[family][0].__name__
+    if found != needed:
+        raise ValueError(f"{base} holds a {found}; family {family} needs a {needed}")
 
 
 def model_index(base: str) -> dict[str, Any] | None:

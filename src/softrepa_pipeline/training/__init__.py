@@ -4,8 +4,8 @@ from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.fit import Observer, fit
 from softrepa_pipeline.training.job import Job, Provenance, SamplesConfig, launch
-from softrepa_pipeline.training.latents import encode_latents
-from softrepa_pipeline.training.presets import PRESETS, fit_config
+from softrepa_pipeline.training.latents import encode_latents, shard_files
+from softrepa_pipeline.training.presets import PRESETS, configured, fit_config
 from softrepa_pipeline.training.records import Record
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Record",
     "SamplesConfig",
     "TrainingSet",
+    "configured",
     "encode_latents",
     "fit",
     "fit_config",
     "launch",
+    "shard_files",
 ]

@@ -21,7 +21,7 @@ from softrepa_pipeline.training.methods import Method
 
 _NUM_TIMESTEPS = 1000
 NUM_BUCKETS = 10
-_BATCHES = 2
+NUM_BATCHES = 2
 _LEAST_DENSITY = 0.25  # of the uniform one: bounds the weights 1/q at 4
 
 
@@ -90,8 +90,7 @@ def _measure(
     backbone: Backbone, data: TrainingSet, config: FitConfig, pairs_at_once: int, group: Group
 ) -> tuple[Tensor, Tensor]:
     """Errors (deciles, images, captions) of the first images, whose candidates they are; processes share the work."""
-    size = config.batch_size
-    batches = [range(batch * size, (batch + 1) * size) for batch in range(_BATCHES)]
+    batches = [config.positions_of(step) for step in range(NUM_BATCHES)]
     is_candidate = torch.cat([data.candidates(config, batch).is_candidate for batch in batches])
     errors = torch.zeros(NUM_BUCKETS, *is_candidate.shape)
     for bucket in range(group.rank, NUM_BUCKETS, group.size):

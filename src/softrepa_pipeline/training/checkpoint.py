@@ -25,7 +25,7 @@ from softrepa_pipeline.training.methods import Method
 
 logger = logging.getLogger(__name__)
 
-_KEPT = 2
+NUM_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _drop_others(folder: Path, last: str, best: str) -> None:
     """All but `best` and the two up to `last`: later ones were damaged when it began, and kills left parts of some."""
     stems = [manifest_file.stem for manifest_file in _newest_first(folder) if manifest_file.stem <= last]
     for file in sorted(folder.glob("step-*")):  # a manifest before its tensors
-        if file.stem not in {*stems[:_KEPT], best}:
+        if file.stem not in {*stems[:NUM_KEPT], best}:
             file.unlink()
 
 

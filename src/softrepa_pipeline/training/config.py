@@ -143,6 +143,10 @@ class FitConfig:
         """τ for equal buckets of timesteps."""
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
+    def positions_of(self, step: int) -> range:
+        """A step's places in the endless order of samples."""
+        return range(step * self.batch_size, (step + 1) * self.batch_size)
+
     def steps_for(self, num_images: int) -> int:
         """Length of a run in steps, for a data set of `num_images`."""
         return self.num_steps or math.ceil((self.num_epochs or 0) * num_images / self.batch_size)

@@ -50,12 +50,17 @@ def joined() -> Iterator[Group]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        share_cores(int(os.environ["LOCAL_WORLD_SIZE"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def share_cores(num_processes: int) -> None:
+    """Give torch this process's share of the cores, where so many processes compute on one machine."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
 
 
 def _device() -> torch.device:

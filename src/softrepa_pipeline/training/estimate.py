@@ -12,24 +12,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from diffusers import ModelMixin
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
-from softrepa_pipeline.backbones import BACKBONES, Backbone, ModelConfig, Noised, Pairs, inject, load_backbone
-from softrepa_pipeline.backbones.load import DTYPES, model_index
+from softrepa_pipeline.backbones import Backbone, Noised, Pairs, inject
 from softrepa_pipeline.training import calibration, checkpoint, memory, validation
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.initial import initial_tokens
@@ -126,7 +121,7 @@ def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, 
         token_bytes=_token_bytes(method, per_trained=3),  # the gradient and two moments
         latent_bytes=num_images * math.prod(shape) * backbone.pipeline.vae.dtype.itemsize,
         # Those that are kept, and the best or the one that is just being written.
-        checkpoint_bytes=(checkpoint._KEPT + 1) * _token_bytes(method, per_trained=2),
+        checkpoint_bytes=(checkpoint.NUM_KEPT + 1) * _token_bytes(method, per_trained=2),
         peak_bytes=peak,
         step_seconds=seconds,
     )
@@ -187,10 +182,10 @@ def _step_flop(method: Method, plan: Plan, flop: Flop, num_processes: int) -> in
 
 def _measuring_flop(config: FitConfig, flop: Flop, num_steps: int) -> int:
     """Calibration before the first step, and the validations."""
-    num_batches = calibration.NUM_BUCKETS * calibration._BATCHES
+    num_batches = calibration.NUM_BUCKETS * calibration.NUM_BATCHES
     num_captions = _num_captions(config, config.batch_size)
     calibrating = num_batches * (config.num_pairs * flop.forward + num_captions * flop.caption)
-    num_pairs = config.held_out_images * validation._NUM_LEVELS * max(2, config.num_candidates)
+    num_pairs = config.held_out_images * validation.NUM_LEVELS * max(2, config.num_candidates)
     return calibrating + math.ceil(num_steps / config.validation_steps) * num_pairs * flop.forward
 
 
@@ -210,25 +205,13 @@ def _pairs_at_once(backbone: Backbone, pairs: Pairs, execution: ExecutionConfig)
     if execution.max_pairs_in_memory:
         return execution.max_pairs_in_memory
     # Whether they fit shows where the model runs.
-    return memory._ENOUGH_PAIRS if backbone.device.type == "meta" else memory.fitting_pairs(backbone, pairs)
+    return memory.ENOUGH_PAIRS if backbone.device.type == "meta" else memory.fitting_pairs(backbone, pairs)
 
 
 def _bytes_per_pair(backbone: Backbone, pairs: Pairs) -> int:
     """What autograd keeps of a pair; on the meta device as with the fused attention that a GPU has."""
-    if backbone.device.type != "meta":
+    with _FusedAttention() if backbone.device.type == "meta" else nullcontext():
         return memory.bytes_per_pair(backbone, pairs)
-    # Storages without data have no address to be told apart by, so that they are compared, and kept, themselves.
-    frozen = {parameter.untyped_storage()._cdata for parameter in backbone.denoiser.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), _FusedAttention():
-        pairs[:1].predict(backbone)
-    return sum(storage.nbytes() for key, storage in saved.items() if key not in frozen)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -310,67 +293,3 @@ def _highest(device: torch.device, call: Callable[[], Any]) -> int:
         finally:
             done.set()
     return max(seen)
-
-
-def open_model(config: ModelConfig) -> Backbone:
-    """The base model, or where its weights or its device are not here only its architecture, on the meta device.
-
-    Nothing is downloaded: of a hub id the files count that are in the hub's cache on this machine.
-
-    Raises:
-        FileNotFoundError: the model's configuration is not here.
-        ValueError: the folder holds another kind of pipeline, or one whose architecture is not supported.
-    """
-    folder = Path(config.base) if model_index(config.base) is not None else _cached(config.base, config.revision)
-    has_device = torch.device(config.device).type != "cuda" or torch.cuda.is_available()
-    if has_device and _has_weights(folder, config.t5):
-        return load_backbone(replace(config, base=str(folder), local_files_only=True))
-    return _architecture(config, folder)
-
-
-def _cached(hub_id: str, revision: str | None = None) -> Path:
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{hub_id} is not on this machine: set model.base to a diffusers folder, or download it with "
-            f"`hf download {hub_id}`; its json and txt files are enough for all but the time"
-        ) from error
-
-
-def _has_weights(folder: Path, t5: bool) -> bool:
-    parts = (file.parent for file in folder.glob("*/config.json") if t5 or file.parent.name != "text_encoder_3")
-    return all(any(part.glob("*.safetensors")) or any(part.glob("*.bin")) for part in parts)
-
-
-def _architecture(config: ModelConfig, folder: Path) -> Backbone:
-    """The pipeline with its models on the meta device: shapes, but no numbers."""
-    pipeline_class, backbone_class = BACKBONES[config.family]
-    index = model_index(str(folder)) or {}
-    if index["_class_name"] != pipeline_class.__name__:
-        raise ValueError(f"{folder} holds a {index['_class_name']}; family {config.family} needs another pipeline")
-    left_out = () if config.t5 else ("text_encoder_3", "tokenizer_3")
-    options = {name: value for name, value in index.items() if not isinstance(value, list) and name[0] != "_"}
-    for name, source in index.items():
-        if isinstance(source, list):
-            library, class_name = source
-            is_used = library is not None and name not in left_out
-            options[name] = _component(library, class_name, folder / name, DTYPES[config.dtype]) if is_used else None
-    if config.vae is not None:
-        vae = Path(config.vae) if Path(config.vae).is_dir() else _cached(config.vae)
-        options["vae"] = _component("diffusers", "AutoencoderKL", vae, DTYPES[config.dtype])
-    call_options = {"max_sequence_length": config.max_sequence_length} if config.family == "sd3" else {}
-    return backbone_class(pipeline_class(**options), call_options)
-
-
-def _component(library: str, class_name: str, folder: Path, dtype: torch.dtype) -> Any:
-    """A part of a pipeline as its index names it; libraries that are not packages are diffusers' own folders."""
-    packages = ("diffusers", "transformers")
-    found = getattr(import_module(library if library in packages else f"diffusers.pipelines.{library}"), class_name)
-    with torch.device("meta"):
-        if issubclass(found, ModelMixin):
-            # Not its own `to`, which warns of a model that has numbers.
-            return nn.Module.to(found.from_config(found.load_config(folder)), dtype)
-        if issubclass(found, PreTrainedModel):
-            return found(found.config_class.from_pretrained(folder)).to(dtype)
-    return found.from_pretrained(folder)

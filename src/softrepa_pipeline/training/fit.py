@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, inject
 from softrepa_pipeline.soft_tokens import SoftTokens
-from softrepa_pipeline.training.calibration import Profile, calibrate
+from softrepa_pipeline.stage import write_json
+from softrepa_pipeline.training.calibration import calibrate
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
@@ -126,7 +127,8 @@ class Trainer:
         pairs_at_once = self.execution.max_pairs_in_memory or fitting_pairs(self.backbone, pairs)
         found = calibrate(self.backbone, self.data, self.method, pairs_at_once, self.group)
         if self.group.rank == 0:
-            _write_profile(self.folder, found.profile)
+            values = {name: value.tolist() for name, value in asdict(found.profile).items()}
+            write_json(self.folder / "profile.json", values)
         logger.info("temperatures by timestep: %s", ", ".join(f"{value:.4g}" for value in found.temperatures))
         return Progress(0, found.temperatures, found.density, pairs_at_once)
 
@@ -220,8 +222,8 @@ class Trainer:
         return num_asking
 
     def _skip(self, step: int, fault: str) -> None:
-        positions = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
-        image_ids = [self.data.image_ids[row] for row in self.data.candidates(self.config, positions).rows.tolist()]
+        rows = self.data.candidates(self.config, self.config.positions_of(step)).rows.tolist()
+        image_ids = [self.data.image_ids[row] for row in rows]
         logger.warning("step %d skipped: loss or gradient %s; images %s", step, fault, ", ".join(image_ids[:8]))
         if self.group.rank == 0:
             record_skipped(self.folder, step, fault, image_ids)
@@ -229,15 +231,15 @@ class Trainer:
 
     def roll_back(self) -> None:
         """Go back to the last checkpoint, at half the learning rate."""
-        guard = self.progress.guard.rolled_back()
+        guard, pairs_at_once = self.progress.guard.rolled_back(), self.progress.pairs_at_once
         restored = load_checkpoint(self.folder, self.method, self.optimizer)
         if restored is None:
             raise ValueError(f"the first steps were not usable; {self.folder / 'skipped.jsonl'} names their images")
-        recent = replace(guard, recent=restored.guard.recent)
-        self.progress = replace(restored, guard=recent, pairs_at_once=self.progress.pairs_at_once)
+        guard = replace(guard, recent=restored.guard.recent)
+        self.progress = replace(restored, guard=guard, pairs_at_once=pairs_at_once)
         logger.warning("rolled back to step %d, learning rate × %g", restored.step, guard.learning_rate_scale)
         if self.group.rank == 0:
-            self.log = log_of(self.folder, restored.step, lambda record: None)
+            log_of(self.folder, restored.step, lambda record: None)
 
     def _is_validated(self, step: int) -> bool:
         at_end = step == self.num_steps
@@ -279,9 +281,3 @@ class Trainer:
             with self.log.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
         self.observer.on_record(record)
-
-
-def _write_profile(folder: Path, profile: Profile) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {name: value.tolist() for name, value in asdict(profile).items()}
-    (folder / "profile.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -17,6 +17,7 @@ from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
 from softrepa_pipeline.config import build
 from softrepa_pipeline.inference import SamplingConfig, draw
 from softrepa_pipeline.soft_tokens import SoftTokens, save_soft_tokens
+from softrepa_pipeline.stage import write_json
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.distributed import joined
@@ -60,14 +61,18 @@ class Job:
     provenance: Provenance
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What stands in the token file besides its tensors."""
+        return {"family": self.model.family, "objective": self.fit.objective, **asdict(self.provenance)}
+
+    @property
     def tokens_file(self) -> Path:
         return Path(self.folder) / "soft_tokens.safetensors"
 
     def write(self) -> Path:
         """`job.json` in the job's folder, which `run_job` and `python -m softrepa_pipeline.training` take."""
         file = Path(self.folder) / "job.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(file, asdict(self))
         return file
 
 
@@ -124,8 +129,7 @@ def run_job(file: Path) -> None:
         observer = Observer(on_milestone=samples.draw)
         tokens = fit(backbone, data, job.fit, folder, job.execution, observer, group)
         if group.rank == 0:
-            metadata = {"family": job.model.family, "objective": job.fit.objective, **asdict(job.provenance)}
-            save_soft_tokens(tokens, job.tokens_file, metadata)
+            save_soft_tokens(tokens, job.tokens_file, job.metadata)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,19 +52,21 @@ def encode_latents(
     `sources` are `total` of them, which `open_image` turns into RGB images.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, total, _SHARD_IMAGES)
-    files = [folder / f"{index:05d}.safetensors" for index in range(len(starts))]
-    missing = [not file.is_file() for file in files]
-    if any(missing):
-        remaining = iter(sources)
+    files, remaining = shard_files(folder, total), iter(sources)
+    if not all(file.is_file() for file in files):
         with tqdm(total=total, desc="encoding latents", mininterval=2) as bar:
-            for file, start in zip(files, starts, strict=True):
-                shard = [source for _, source in zip(range(min(_SHARD_IMAGES, total - start)), remaining, strict=False)]
+            for file in files:
+                shard = list(islice(remaining, _SHARD_IMAGES))
                 if not file.is_file():
                     _write(file, _encode(backbone, shard, open_image, resolution, bar))
                 else:
                     bar.update(len(shard))
     return LatentShards(files)
+
+
+def shard_files(folder: Path, total: int) -> list[Path]:
+    """Where the latents of `total` images stand; all of these files are there, and whole, once they are encoded."""
+    return [folder / f"{index:05d}.safetensors" for index in range(-(-total // _SHARD_IMAGES))]
 
 
 def to_pixels(image: Image.Image, resolution: int) -> Tensor:

@@ -52,7 +52,7 @@ def load_step(
     backbone: Backbone, data: TrainingSet, config: FitConfig, density: Tensor, step: int, part: slice
 ) -> StepData:
     """The images of a step that fall to this process: a pure function of its arguments."""
-    positions = range(step * config.batch_size, (step + 1) * config.batch_size)
+    positions = config.positions_of(step)
     draws = draw_noise(config, positions, data.latents.shape[1:], density, part)
     return load(backbone, data, config, positions, draws, part)
 

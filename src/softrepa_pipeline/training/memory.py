@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import psutil
 import torch
 from torch import Tensor
@@ -11,13 +9,13 @@ from torch import Tensor
 from softrepa_pipeline.backbones import Backbone, Pairs
 
 _SHARE = 0.7  # of what is free: the backward's own buffers, and whatever else runs
-_ENOUGH_PAIRS = 64  # more at once is not faster, on CPUs and on GPUs, and the result should not depend on the machine
+ENOUGH_PAIRS = 64  # more at once is not faster, on CPUs and on GPUs, and the result should not depend on the machine
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def fitting_pairs(backbone: Backbone, pairs: Pairs) -> int:
     """How many such pairs a forward and backward can hold at once, at most 64 and at least 1."""
-    return max(1, min(_ENOUGH_PAIRS, int(_SHARE * free_bytes(backbone.device) / bytes_per_pair(backbone, pairs))))
+    return max(1, min(ENOUGH_PAIRS, int(_SHARE * free_bytes(backbone.device) / bytes_per_pair(backbone, pairs))))
 
 
 def bytes_per_pair(backbone: Backbone, pairs: Pairs) -> int:
@@ -47,16 +45,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _saved_bytes(backbone: Backbone, pairs: Pairs) -> int:
-    frozen = {parameter.untyped_storage().data_ptr() for parameter in backbone.denoiser.parameters()}
-    saved: dict[int, int] = {}
+    # By the storages themselves: on the meta device they have no address to be told apart by.
+    frozen = {parameter.untyped_storage()._cdata for parameter in backbone.denoiser.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def remember(tensor: Tensor) -> Any:
+    def remember(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in frozen:
-            saved[storage.data_ptr()] = storage.nbytes()
+        saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        prediction = pairs.predict(backbone)
-    del prediction
-    return sum(saved.values())
+        pairs.predict(backbone)
+    return sum(storage.nbytes() for key, storage in saved.items() if key not in frozen)

@@ -8,7 +8,6 @@ is linear in the errors, else after a pass without autograd; then every pair is 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +17,6 @@ from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.objectives import denoising_errors
 from softrepa_pipeline.training.config import FitConfig
 from softrepa_pipeline.training.methods import Method, RowLosses, Rows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

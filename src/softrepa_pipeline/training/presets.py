@@ -107,3 +107,13 @@ def fit_config(preset: str, family: str, objective: str, changes: dict[str, Any]
     if {"num_steps", "num_epochs"} & changes.keys():
         settings |= {"num_steps": None, "num_epochs": None}
     return build(FitConfig, {**settings, **changes}, "fit")
+
+
+def configured(family: str, parameters: dict[str, Any]) -> FitConfig:
+    """The settings that a `fit` block of parameters asks for: its preset and objective, and its changes to them.
+
+    Raises:
+        ValueError: as `fit_config`.
+    """
+    changes = {name: value for name, value in parameters.items() if name not in ("preset", "objective")}
+    return fit_config(parameters["preset"], family, parameters["objective"], changes)

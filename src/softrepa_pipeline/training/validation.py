@@ -18,7 +18,7 @@ from softrepa_pipeline.training.draws import Draws
 from softrepa_pipeline.training.loading import StepData, load
 from softrepa_pipeline.training.methods import Method
 
-_NUM_LEVELS = 4
+NUM_LEVELS = 4
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Validation:
         positions = range(len(self.data))
         part = self.group.part(len(positions))
         low, high = config.timestep_range
-        for number in range(_NUM_LEVELS):
-            timestep = low + (number + 0.5) / _NUM_LEVELS * (high - low)
+        for number in range(NUM_LEVELS):
+            timestep = low + (number + 0.5) / NUM_LEVELS * (high - low)
             generators = (torch_generator(config.seed, "validation", number, p) for p in positions[part])
             noise = torch.stack([torch.randn(self.data.latents.shape[1:], generator=g) for g in generators])
             draws = Draws(noise, torch.full((len(noise),), timestep), torch.ones(len(noise)))

@@ -21,9 +21,10 @@ from softrepa_pipeline.training import (
     Job,
     Provenance,
     SamplesConfig,
+    configured,
     encode_latents,
-    fit_config,
     launch,
+    shard_files,
 )
 
 _CODE = ("training", "backbones", "noising", "objectives", "soft_tokens", "randomness")
@@ -41,9 +42,7 @@ def fit_tokens(
 ) -> dict[str, Any]:
     """Train soft tokens on the mined candidates; a stopped run goes on from its last checkpoint."""
     model_config = build(ModelConfig, model, "model")
-    choice = {name: parameters[name] for name in ("preset", "objective")}
-    changes = {name: value for name, value in parameters.items() if name not in choice}
-    config = fit_config(family=model_config.family, changes=changes, **choice)
+    config = configured(model_config.family, parameters)
     execution_config = build(ExecutionConfig, execution, "execution")
     samples = build(SamplesConfig, sampling, "sampling")
     base = source_digest(model_config.base, model_config.revision)
@@ -64,9 +63,16 @@ def fit_tokens(
             _link_to_interrupted(run, work)
             name = Path(model_config.base).name if Path(model_config.base).is_dir() else model_config.base
             provenance = Provenance(name, base, run.run_id or "", model_config.licence)
-            negatives_file = Path(negatives["folder"]) / "negatives.parquet"
-            parts = (model_config, config, execution_config, samples, str(latents), str(negatives_file), str(work))
-            job = Job(*parts, provenance)
+            job = Job(
+                model=model_config,
+                fit=config,
+                execution=execution_config,
+                samples=samples,
+                latents=str(latents),
+                negatives=str(Path(negatives["folder"]) / "negatives.parquet"),
+                folder=str(work),
+                provenance=provenance,
+            )
             started = time.perf_counter()
             with following(run, work):
                 launch(job)
@@ -81,10 +87,9 @@ def fit_tokens(
 def _latents(pairs: dict[str, Any], model: ModelConfig, base: str, resolution: int, folder: Path) -> Path:
     encoder = source_digest(model.vae) if model.vae else base
     latents = folder / f"{pairs['digest'][:16]}-{encoder}-{model.variant}-{model.dtype}-{resolution}"
-    if not (latents / "complete").is_file():
+    if not all(file.is_file() for file in shard_files(latents, pairs["num_images"])):
         images = (pair.image for pair in iter_pairs(Path(pairs["folder"])))
         encode_latents(load_backbone(model), images, load_rgb, pairs["num_images"], resolution, latents)
-        (latents / "complete").touch()
     return latents
 
 
@@ -95,8 +100,7 @@ def _result(job: Job, stage: Stage) -> dict[str, Any]:
     shutil.copyfile(job.tokens_file, partial)
     partial.replace(file)
     tokens, _ = load_soft_tokens(file)
-    described = {"family": job.model.family, "objective": job.fit.objective, **asdict(job.provenance)}
-    return {"file": str(file), "num_parameters": tokens.num_parameters, **described, "digest": stage.fingerprint}
+    return {"file": str(file), "num_parameters": tokens.num_parameters, **job.metadata, "digest": stage.fingerprint}
 
 
 def _link_to_interrupted(run: tracking.NestedRun, work: Path) -> None:
