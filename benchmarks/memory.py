@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,27 +23,31 @@ from softrepa_pipeline.training.loading import load_step
 _FAMILY = "sd3"
 _PAIRS_AT_ONCE = 64
 _SIZES = (8, 16, 32, 64)
-_MICRO_BATCHES = 128  # the same for every size, since the allocator's holes grow with their number
+_MICRO_BATCHES = 64  # the same for every size, since the allocator's holes grow with their number
 
 
 def measure() -> dict[str, Any]:
     """`memory_ratio`: peak above idle at B = 64 over that at B = 8; and the line that step time follows."""
+    peaks = {size: _in_own_process(size, **_EVERY_BLOCK_GOES_BACK)["peak_mib"] for size in (8, 64)}
+    ratio = peaks[64] / peaks[8]
+    print(f"peak above idle: {peaks[8]:.0f} MiB at B = 8, {peaks[64]:.0f} MiB at B = 64, ratio {ratio:.3f}", flush=True)
     runs = {size: _in_own_process(size) for size in _SIZES}
     for size, run in runs.items():
-        print(f"B {size}: {run['seconds']:.3f} s a step, {run['peak_mib']:.0f} MiB above idle", flush=True)
+        print(
+            f"B {size}: {run['seconds']:.3f} s a step, {run['peak_mib']:.0f} MiB with the allocator's holes", flush=True
+        )
     pairs = np.array([size**2 for size in _SIZES], dtype=float)
     seconds = np.array([run["seconds"] for run in runs.values()])
     slope, start = np.polyfit(pairs, seconds, 1)
     unexplained = ((seconds - start - slope * pairs) ** 2).sum() / ((seconds - seconds.mean()) ** 2).sum()
-    ratio = runs[64]["peak_mib"] / runs[8]["peak_mib"]
-    print(f"memory ratio {ratio:.3f}; {1000 * slope:.2f} ms a pair + {1000 * start:.0f} ms, R² {1 - unexplained:.5f}")
+    print(f"{1000 * slope:.2f} ms a pair + {1000 * start:.0f} ms a step, R² {1 - unexplained:.5f}", flush=True)
     fit = {"milliseconds_a_pair": 1000 * slope, "milliseconds": 1000 * start, "r_squared": 1 - unexplained}
-    return {"memory_ratio": ratio, "memory_runs": runs, "pairs_fit": fit}
+    return {"memory_ratio": ratio, "memory_peak_mib": peaks, "pairs_runs": runs, "pairs_fit": fit}
 
 
-def _in_own_process(batch_size: int) -> dict[str, float]:
+def _in_own_process(batch_size: int, **environment: str) -> dict[str, float]:
     command = [sys.executable, __file__, str(batch_size)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -84,11 +84,11 @@ def assert_equal(first: SoftTokens, second: SoftTokens) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("value", "first_met"), [(math.nan, 3), (math.inf, 3), (math.nan, 0)])
 def test_steps_of_an_image_that_is_not_finite_never_reach_the_tokens(
-    sd3: Backbone, data: TrainingSet, tmp_path: Path, value: float
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, value: float, first_met: int
 ) -> None:
-    bad = row_at(data, ONE, 3)
+    bad = row_at(data, ONE, first_met)
     steps = [step for step in range(12) if row_at(data, ONE, step) == bad]
     data.latents[bad, 5, 2, 3] = value
     tokens, records = run(sd3, data, ONE, tmp_path)
@@ -145,10 +145,24 @@ def test_a_training_that_is_never_usable_ends_and_names_the_images(
     sd3: Backbone, data: TrainingSet, tmp_path: Path
 ) -> None:
     data.latents.fill_(math.nan)
-    with pytest.raises(ValueError, match=rf"the first steps were not usable; {tmp_path}/skipped\.jsonl names their"):
+    named = ", ".join(data.image_ids[row_at(data, ONE, step)] for step in (0, 1))
+    with pytest.raises(ValueError, match=rf"is finite on the first images \({named}\)"):
         run(sd3, data, ONE, tmp_path)
+
+
+@pytest.mark.parametrize(("num_steps", "message"), [(12, "the first steps were not usable"), (2, "no step was usable")])
+@pytest.mark.parametrize("checkpoint_steps", [1, 5])
+def test_a_training_whose_steps_are_all_unusable_ends_and_names_their_images(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, num_steps: int, message: str, checkpoint_steps: int
+) -> None:
+    def break_model(_step: int, _tokens: SoftTokens) -> None:
+        next(sd3.denoiser.parameters()).data.fill_(math.nan)
+
+    config, execution = replace(ONE, num_steps=num_steps), replace(EXECUTION, checkpoint_steps=checkpoint_steps)
+    with pytest.raises(ValueError, match=rf"{message}; {tmp_path}/skipped\.jsonl names their images"):
+        fit(sd3, data, config, tmp_path, execution, Observer(on_milestone=break_model))
     skipped = [entry["image_ids"] for entry in lines(tmp_path / "skipped.jsonl")]
-    assert skipped == [[data.image_ids[row_at(data, ONE, step)]] for step in (0, 1, 2)]
+    assert skipped == [[data.image_ids[row_at(data, ONE, step)]] for step in range(min(3, num_steps))]
 
 
 def test_a_training_that_stays_unusable_ends_after_three_rollbacks_and_keeps_its_checkpoint(
@@ -159,7 +173,7 @@ def test_a_training_that_stays_unusable_ends_after_three_rollbacks_and_keeps_its
     data.latents[[row_at(data, ONE, step) for step in (6, 7, 8)]] = math.nan
     with pytest.raises(ValueError, match=r"3 steps in a row were not usable, after 3 rollbacks; skipped\.jsonl in the"):
         run(sd3, data, ONE, tmp_path)
-    assert [entry["step"] for entry in lines(tmp_path / "skipped.jsonl")] == [6, 7, 8] * 4
+    assert [entry["step"] for entry in lines(tmp_path / "skipped.jsonl")] == [6, 7, 8]
     progress, _ = loaded(tokens, tmp_path)
     assert progress.step == 5
 

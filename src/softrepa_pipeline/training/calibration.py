@@ -47,9 +47,22 @@ class Calibration:
 
 
 def calibrate(backbone: Backbone, data: TrainingSet, method: Method, pairs_at_once: int, group: Group) -> Calibration:
-    """Measure the model as it stands, and follow it where the configuration asks to."""
+    """Measure the model as it stands, and follow it where the configuration asks to.
+
+    Raises:
+        ValueError: none of the first images has finite errors.
+    """
     config = method.config
     errors, is_candidate = _measure(backbone, data, config, pairs_at_once, group)
+    # A damaged image is a guard's business, once training meets it; the temperatures must not know of it.
+    is_finite = errors.isfinite().all(dim=2).all(dim=0)
+    if not is_finite.any():
+        rows = data.candidates(config, range(len(is_finite))).rows.tolist()
+        images = ", ".join(data.image_ids[row] for row in rows[:8])
+        raise ValueError(
+            f"no error of the model is finite on the first images ({images}): look at them, or at its dtype"
+        )
+    errors, is_candidate = errors[:, is_finite], is_candidate[is_finite]
     gaps = errors.std(dim=2).mean(dim=1) if config.num_candidates > 1 else torch.ones(NUM_BUCKETS)
     temperatures = torch.tensor(config.temperatures)
     if config.calibrated and config.objective == "softrepa":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast, final
+from typing import TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -22,17 +21,18 @@ from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, sav
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.distributed import Group
-from softrepa_pipeline.training.guards import record_skipped
 from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.interruption import Interruption, interruption
 from softrepa_pipeline.training.loading import Loader, StepData, load_step
-from softrepa_pipeline.training.memory import fitting_pairs, is_out_of_memory, used_gib
+from softrepa_pipeline.training.memory import fitting_pairs, used_gib, within_memory
 from softrepa_pipeline.training.methods import METHODS
 from softrepa_pipeline.training.pair_engine import PairResult, accumulate, choose_plan
-from softrepa_pipeline.training.records import Record, log_of, sums_of
+from softrepa_pipeline.training.records import Record, append, log_of, read, sums_of
 from softrepa_pipeline.training.validation import Validation
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Trainer:
         self.is_done = self._is_early()
         plan = choose_plan(self.config, self.part.stop - self.part.start, restored.pairs_at_once)
         logger.info("pair engine: %s", plan)
-        self.validation = Validation(self.backbone, self.held_out, self.method, self.group, plan.pairs_at_once)
+        self.validation = Validation(self.backbone, self.held_out, self.method, self.group)
         self.log = log_of(self.folder, restored.step, self.observer.on_record) if self.group.rank == 0 else None
 
     def _start(self) -> Progress:
@@ -125,7 +125,9 @@ class Trainer:
         first = load_step(self.backbone, self.data, self.config, uniform, 0, slice(0, 2))
         pairs = first.rows_at(torch.arange(len(first)), uniform, share=False).pairs
         pairs_at_once = self.execution.max_pairs_in_memory or fitting_pairs(self.backbone, pairs)
-        found = calibrate(self.backbone, self.data, self.method, pairs_at_once, self.group)
+        found, pairs_at_once = within_memory(
+            lambda count: calibrate(self.backbone, self.data, self.method, count, self.group), pairs_at_once
+        )
         if self.group.rank == 0:
             values = {name: value.tolist() for name, value in asdict(found.profile).items()}
             write_json(self.folder / "profile.json", values)
@@ -190,19 +192,16 @@ class Trainer:
 
     def gradients(self, loaded: StepData) -> list[PairResult]:
         """The gradient of this process's images on the tokens; memory that does not suffice halves the micro-batch."""
-        while True:
-            try:
-                return self._accumulate(loaded)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.progress.pairs_at_once == 1:
-                    raise
-            # Outside the handler, whose traceback would hold the tensors that must go.
-            self.progress = replace(self.progress, pairs_at_once=self.progress.pairs_at_once // 2)
-            logger.warning("out of memory: going on with %d pairs at once", self.progress.pairs_at_once)
+        return self._within_memory(lambda pairs_at_once: self._accumulate(loaded, pairs_at_once))
 
-    def _accumulate(self, loaded: StepData) -> list[PairResult]:
+    def _within_memory(self, work: Callable[[int], T]) -> T:
+        result, pairs_at_once = within_memory(work, self.progress.pairs_at_once)
+        self.progress = replace(self.progress, pairs_at_once=pairs_at_once)
+        return result
+
+    def _accumulate(self, loaded: StepData, pairs_at_once: int) -> list[PairResult]:
         self.optimizer.zero_grad(set_to_none=True)
-        plan = choose_plan(self.config, len(loaded), self.progress.pairs_at_once)
+        plan = choose_plan(self.config, len(loaded), pairs_at_once)
         parts = torch.arange(len(loaded)).split(plan.rows_at_once)
         share = not self.execution.compile
         rows = (loaded.rows_at(images, self.progress.temperatures, share) for images in parts)
@@ -226,7 +225,9 @@ class Trainer:
         image_ids = [self.data.image_ids[row] for row in rows]
         logger.warning("step %d skipped: loss or gradient %s; images %s", step, fault, ", ".join(image_ids[:8]))
         if self.group.rank == 0:
-            record_skipped(self.folder, step, fault, image_ids)
+            file, skipped = self.folder / "skipped.jsonl", {"step": step, "reason": fault, "image_ids": image_ids}
+            if skipped not in read(file):  # it is, where a resumed run meets it again
+                append(file, skipped)
         self.progress = replace(self.progress, step=step + 1, guard=self.progress.guard.after_bad())
 
     def roll_back(self) -> None:
@@ -247,7 +248,7 @@ class Trainer:
 
     def validate(self, step: int) -> None:
         """Measure the held-out images; the training is done where they have not got better for too long."""
-        measures = self.validation.measure(self.progress.temperatures)
+        measures = self._within_memory(lambda count: self.validation.measure(self.progress.temperatures, count))
         self._report({"step": float(step - 1), **measures})
         accuracy, loss = measures["validation_accuracy"], measures["validation_loss"]
         best = self.progress.best.after(accuracy, loss, step)
@@ -259,7 +260,11 @@ class Trainer:
         return self.config.patience is not None and self.progress.best.worse_since >= self.config.patience
 
     def _is_due(self, step: int) -> bool:
-        if step == self.num_steps or step % self.execution.checkpoint_steps == 0:
+        if step == self.num_steps:
+            return True
+        if self.progress.guard.bad_in_row:  # or a rollback would lead into the bad steps
+            return False
+        if step % self.execution.checkpoint_steps == 0:
             return True
         return time.monotonic() - self._saved_at > self.execution.checkpoint_minutes * 60
 
@@ -270,14 +275,20 @@ class Trainer:
             save_checkpoint(self.folder, self.method, self.optimizer, self.progress)
 
     def finish(self) -> SoftTokens:
-        """The trained tokens: the best ones where training stopped early by validation, else the last."""
-        if self.config.patience is not None:
-            load_checkpoint(self.folder, self.method, self.optimizer, self.progress.best.step)
+        """The trained tokens: the best ones where training stops by validation, else the last.
+
+        Raises:
+            ValueError: not a single step was usable.
+        """
+        if not self.progress.guard.recent:
+            raise ValueError(f"no step was usable; {self.folder / 'skipped.jsonl'} names their images")
+        best = self.progress.best.step
+        if self.config.patience is not None and not load_checkpoint(self.folder, self.method, self.optimizer, best):
+            logger.warning("the best checkpoint, of step %d, cannot be read: the last tokens are taken instead", best)
         self.observer.on_milestone(self.num_steps, self.method.tokens)
         return self.method.tokens
 
     def _report(self, record: Record) -> None:
         if self.log is not None:
-            with self.log.open("a") as stream:
-                stream.write(json.dumps(record) + "\n")
+            append(self.log, record)
         self.observer.on_record(record)

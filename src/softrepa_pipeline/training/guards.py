@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 _WINDOW = 64
 _SPIKE = 20.0
@@ -57,9 +55,3 @@ class Guard:
             )
         halved = self.learning_rate_scale / 2
         return replace(self, bad_in_row=0, rollbacks=self.rollbacks + 1, learning_rate_scale=halved)
-
-
-def record_skipped(folder: Path, step: int, reason: str, image_ids: list[str]) -> None:
-    """Append a skipped step with its images to `skipped.jsonl`."""
-    with (folder / "skipped.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "reason": reason, "image_ids": image_ids}) + "\n")

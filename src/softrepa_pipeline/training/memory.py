@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
 import psutil
 import torch
 from torch import Tensor
 
 from softrepa_pipeline.backbones import Backbone, Pairs
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SHARE = 0.7  # of what is free: the backward's own buffers, and whatever else runs
 ENOUGH_PAIRS = 64  # more at once is not faster, on CPUs and on GPUs, and the result should not depend on the machine
@@ -42,6 +50,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, on any device, could not get memory."""
     is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return is_memory_error or any(message in str(error).lower() for message in _MESSAGES)
+
+
+def within_memory(work: Callable[[int], T], pairs_at_once: int) -> tuple[T, int]:
+    """`work(pairs_at_once)`, again with half as many as often as memory does not suffice; and how many it took."""
+    while True:
+        try:
+            return work(pairs_at_once), pairs_at_once
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or pairs_at_once == 1:
+                raise
+        # Outside the handler, whose traceback would hold the tensors that must go.
+        pairs_at_once //= 2
+        logger.warning("out of memory: going on with %d pairs at once", pairs_at_once)
 
 
 def _saved_bytes(backbone: Backbone, pairs: Pairs) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +36,32 @@ def log_of(folder: Path, step: int, on_record: Callable[[Record], None]) -> Path
     """`folder/metrics.jsonl`, cut back to what a checkpoint at `step` has seen; what it holds is reported again."""
     log = folder / "metrics.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text().splitlines() if log.is_file() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
-    kept = [record for record in records if record["step"] < step]
-    log.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    kept = [record for record in read(log) if record["step"] < step]
+    partial = log.with_name(log.name + ".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(partial, log)
     for record in kept:
         on_record(record)
     return log
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, oldest first; none where there is no such file."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def append(file: Path, record: Mapping[str, object]) -> None:
+    """Add a line to a log.
+
+    Raises:
+        OSError: it could not be written; the error names the file, which a full disk's own does not.
+    """
+    try:
+        with file.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def _sum(values: Iterable[Tensor]) -> float:

@@ -29,17 +29,16 @@ class Validation:
     data: TrainingSet
     method: Method
     group: Group
-    pairs_at_once: int
     _levels: list[StepData] = field(default_factory=list)
 
-    def measure(self, temperatures: Tensor) -> dict[str, float]:
+    def measure(self, temperatures: Tensor, pairs_at_once: int) -> dict[str, float]:
         """Retrieval accuracy and loss with the exported tokens, and by level own error, gap and gradient weight.
 
         The accuracy is the share of images whose own caption has the lowest error, meaned over the levels; the loss is
         the objective's, as far as it is one of these errors.
         """
         levels = self._levels or self._load()
-        errors = torch.stack([pair_errors(self.backbone, level, self.pairs_at_once).cpu() for level in levels])
+        errors = torch.stack([pair_errors(self.backbone, level, pairs_at_once).cpu() for level in levels])
         is_candidate = levels[0].is_candidate
         sums = {"validation_accuracy": is_retrieved(errors.mean(dim=0), is_candidate).sum()}
         loss = torch.zeros(())
