@@ -1,0 +1,43 @@
+"""A map over shards, on this machine's cores: the one shape that long data work has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
+
+Shard = TypeVar("Shard")
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Where a map runs."""
+
+    def map(self, work: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
+        """`work` of every shard, in the order of the shards; both must be picklable.
+
+        Work writes its own files, whole or not at all, and returns something small.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalRunner:
+    """Processes of this machine; with one, the work runs in the calling process."""
+
+    num_processes: int = 1
+
+    def map(self, work: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
+        """As `Runner.map`; the first exception ends it."""
+        if self.num_processes == 1 or len(shards) < 2:
+            yield from map(work, shards)
+            return
+        # Spawned: a fork would copy the threads' locks of torch and Arrow in whatever state they are.
+        with ProcessPoolExecutor(min(self.num_processes, len(shards)), mp_context=get_context("spawn")) as pool:
+            try:
+                yield from pool.map(work, shards)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
