@@ -23,7 +23,10 @@ from softrepa_pipeline.training.loading import load_step
 _FAMILY = "sd3"
 _PAIRS_AT_ONCE = 64
 _SIZES = (8, 16, 32, 64)
-_MICRO_BATCHES = 64  # the same for every size, since the allocator's holes grow with their number
+_MICRO_BATCHES = 128  # the same for every size
+# glibc keeps freed blocks of up to 32 MiB for itself, in holes that depend on the order of requests: 10 % and more of
+# the peak, not always the same. With a fixed threshold the peak is what is in use.
+_EVERY_BLOCK_GOES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 
 
 def measure() -> dict[str, Any]:
