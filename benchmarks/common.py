@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
 from softrepa_pipeline.ingestion import load_rgb
+from softrepa_pipeline.mining.edits import CaptionEditor
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
 from softrepa_pipeline.training import (
     ExecutionConfig,
@@ -28,7 +29,7 @@ from softrepa_pipeline.training.fit import Trainer
 PROJECT = Path(__file__).resolve().parent.parent
 FAMILIES = ("sd15", "sdxl", "sd3")
 ROUNDS = 7
-_NUM_IMAGES = 256
+_SMALL = WorldConfig(train_images=256, validation_prompts_per_task=2, test_prompts_per_task=2)
 
 
 def model_config(family: str) -> ModelConfig:
@@ -39,16 +40,17 @@ def embedded(family: str) -> Backbone:
     return load_backbone(model_config(family))
 
 
-def small_data(backbone: Backbone, folder: Path) -> TrainingSet:
-    """256 rendered images with their captions, encoded by the base; no mined negatives."""
-    write_world(WorldConfig(_NUM_IMAGES, 2, 2), folder / "world")
+def rendered_data(backbone: Backbone, folder: Path, world: WorldConfig = _SMALL) -> TrainingSet:
+    """Rendered images with their captions and structured negatives, encoded by the base; no mined negatives."""
+    write_world(world, folder / "world")
     table = pq.read_table(folder / "world/train/pairs.parquet").to_pydict()
     captions = table["captions"]
     latents = encode_latents(backbone, table["image"], load_rgb, len(captions), 32, folder / "latents")
-    empty = [[[] for _ in own] for own in captions]
+    editor = CaptionEditor(caption for own in captions for caption in own)
+    edits = [[editor.edits(caption) for caption in own] for own in captions]
     every = sorted({caption for own in captions for caption in own})
     ids = [str(number) for number in range(len(captions))]
-    return TrainingSet(latents, ids, captions, empty, [[] for _ in captions], every, np.arange(len(captions)))
+    return TrainingSet(latents, ids, captions, edits, [[] for _ in captions], every, np.arange(len(captions)))
 
 
 def published(family: str, batch_size: int, **changes: object) -> FitConfig:

@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from full_size import CONFIGS
 
 from softrepa_pipeline.backbones import Sites, inject
 from softrepa_pipeline.backbones.unet import transformer_blocks
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 
 _ROUNDS = 7
-# stable-diffusion-v1-5/stable-diffusion-v1-5, unet/config.json; the rest are diffusers' defaults.
-_SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
 
 def measure() -> dict[str, Any]:
     """`latency_ratio`: median over rounds of with / without, random weights."""
-    unet = UNet2DConditionModel(**_SD15).eval().requires_grad_(False)
+    unet = UNet2DConditionModel(**CONFIGS["sd15"][1]).eval().requires_grad_(False)
     blocks = transformer_blocks(unet)
     chosen = tuple(index for index, name in enumerate(blocks) if name.startswith("down"))
     names = tuple(list(blocks)[index] for index in chosen)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import embedded, published, small_data, trainer
+from common import embedded, published, rendered_data, trainer
 
 from softrepa_pipeline.backbones import inject
 from softrepa_pipeline.training.interruption import Interruption
@@ -58,7 +58,7 @@ def _run(batch_size: int) -> dict[str, float]:
     torch.set_num_threads(1)
     backbone = embedded(_FAMILY)
     with tempfile.TemporaryDirectory() as folder:
-        data = small_data(backbone, Path(folder))
+        data = rendered_data(backbone, Path(folder))
         made = trainer(backbone, data, published(_FAMILY, batch_size), _PAIRS_AT_ONCE)
         with inject(backbone.denoiser, made.sites, made.method.injected):
             idle = _memory("VmRSS")

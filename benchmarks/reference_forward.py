@@ -20,7 +20,7 @@ def _plain_sd3(model: nn.Module, noised: Noised, prompt: Prompt, tokens: SoftTok
     image = model.pos_embed(noised.sample)
     embedding = model.time_text_embed(noised.timestep, prompt.pooled)
     text = model.context_embedder(prompt.states)
-    soft, layers, size = tokens(noised.timestep), tokens.config.layers, tokens.config.num_tokens
+    soft, layers, size = tokens(noised.timestep).to(text.dtype), tokens.config.layers, tokens.config.num_tokens
     for index, block in enumerate(model.transformer_blocks):
         is_chosen = str(index) in layers
         if is_chosen:
@@ -28,8 +28,11 @@ def _plain_sd3(model: nn.Module, noised: Noised, prompt: Prompt, tokens: SoftTok
         text, image = block(hidden_states=image, encoder_hidden_states=text, temb=embedding)
         if is_chosen and text is not None:
             text = text[:, size:]
-    patches = model.proj_out(model.norm_out(image, embedding)).view(len(image), 4, 4, 2, 2, 16)
-    return torch.einsum("nhwpqc->nchpwq", patches).reshape(len(image), 16, 8, 8)
+    patches = model.proj_out(model.norm_out(image, embedding))
+    size = model.config.patch_size
+    height, width = (length // size for length in noised.sample.shape[2:])
+    patches = patches.view(len(image), height, width, size, size, model.config.out_channels)
+    return torch.einsum("nhwpqc->nchpwq", patches).reshape(noised.sample.shape)
 
 
 def _plain_unet(backbone: Backbone, noised: Noised, prompt: Prompt, tokens: SoftTokens) -> Tensor:
@@ -37,9 +40,10 @@ def _plain_unet(backbone: Backbone, noised: Noised, prompt: Prompt, tokens: Soft
     unet, text, batch = backbone.denoiser, prompt.states, len(noised.sample)
     embedding = unet.time_embedding(unet.time_proj(noised.timestep).to(text.dtype))
     if prompt.pooled is not None:
-        sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]]).repeat(batch, 1)
+        side = float(noised.sample.shape[-1] * backbone.pipeline.vae_scale_factor)
+        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=text.device).repeat(batch, 1)
         embedding = embedding + unet.get_aug_embed(embedding, text, {"text_embeds": prompt.pooled, "time_ids": sizes})
-    (soft,) = tokens(noised.timestep.float())
+    (soft,) = tokens(noised.timestep.float()).to(text.dtype)
     longer = torch.cat([text[:, :1], soft, text[:, 1:]], dim=1)
     context = {stage: longer if stage in tokens.config.layers else text for stage in ("down", "mid", "up")}
     image = unet.conv_in(noised.sample)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from reference_forward import plain_forward
 from torch import Tensor
 
-from softrepa_pipeline.backbones import Backbone, Noised
+from softrepa_pipeline.backbones import Backbone, Noised, Prompt
 from softrepa_pipeline.soft_tokens import SoftTokens
 
 _SCALE, _TEMPERATURE = 4.0, 0.07
@@ -40,16 +40,18 @@ def step(
 ) -> float:
     """One step of the public trainer; returns its loss."""
     optimizer.zero_grad(set_to_none=True)
-    loss = accumulate(backbone, tokens, batch, rows, denoising_weight)
+    with torch.no_grad():
+        prompt = backbone.encode_prompts(batch.captions)
+    loss = accumulate(backbone, tokens, batch, prompt, rows, denoising_weight)
     optimizer.step()
     return loss
 
 
-def accumulate(backbone: Backbone, tokens: SoftTokens, batch: Batch, rows: int, denoising_weight: float) -> float:
+def accumulate(
+    backbone: Backbone, tokens: SoftTokens, batch: Batch, prompt: Prompt, rows: int, denoising_weight: float
+) -> float:
     """Add the gradient of the whole B × B loss to the tokens, `rows` images with all captions a backward."""
-    size, total = len(batch.captions), 0.0
-    with torch.no_grad():
-        prompt = backbone.encode_prompts(batch.captions)
+    size, total = len(batch.latents), 0.0
     for images in torch.arange(size).split(rows):
         latents = batch.latents[images].repeat_interleave(size, dim=0)
         noised = backbone.noise(latents, batch.noise.expand_as(latents), batch.timestep.expand(len(latents)))
@@ -63,7 +65,7 @@ def accumulate(backbone: Backbone, tokens: SoftTokens, batch: Batch, rows: int, 
     return total
 
 
-def pair_errors(backbone: Backbone, tokens: SoftTokens, noised: Noised, prompt: object) -> Tensor:
+def pair_errors(backbone: Backbone, tokens: SoftTokens, noised: Noised, prompt: Prompt) -> Tensor:
     """Mean squared error of each pair (pairs,)."""
-    prediction = plain_forward(backbone, noised, prompt, tokens)  # type: ignore[arg-type]
+    prediction = plain_forward(backbone, noised, prompt, tokens)
     return F.mse_loss(prediction, noised.target, reduction="none").mean(dim=(1, 2, 3))

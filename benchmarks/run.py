@@ -8,6 +8,7 @@ from typing import Any
 
 import latency
 import memory
+import quality
 import scaling
 import step
 
@@ -17,7 +18,7 @@ _RESULTS = Path(__file__).parent / "results.json"
 def main() -> None:
     """Each measurement is kept as soon as it is made."""
     results: dict[str, Any] = {}
-    for module in (step, memory, scaling, latency):
+    for module in (step, memory, scaling, latency, quality):
         results |= module.measure()
         _RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FAMILIES, embedded, published, side_by_side, small_data, trainer
+from common import FAMILIES, embedded, published, rendered_data, side_by_side, trainer
 from reference_loop import Batch, accumulate, step
 
 from softrepa_pipeline.backbones import Backbone, inject
@@ -28,7 +28,7 @@ def measure() -> dict[str, Any]:
     for family in FAMILIES:
         backbone = embedded(family)
         with tempfile.TemporaryDirectory() as folder:
-            data = small_data(backbone, Path(folder))
+            data = rendered_data(backbone, Path(folder))
             for name, num_negatives in (("step_ratio", None), ("k3_ratio", 3)):
                 config = published(family, _BATCH_SIZE, num_negatives=num_negatives)
                 ours, theirs, ratio = _compare(backbone, data, config)
@@ -56,7 +56,7 @@ def _compare(backbone: Backbone, data: TrainingSet, config: FitConfig) -> tuple[
             ours.step(number, loaded, 0.0, Interruption())
 
     def plain_step(number: int) -> None:
-        batch = _batch(backbone, data, whole, number)
+        batch = whole_batch(backbone, data, whole, number)
         step(backbone, plain, optimizer, batch, _ROWS, config.denoising_weight)
 
     return side_by_side(our_step, plain_step)
@@ -72,13 +72,16 @@ def _gradient_difference(backbone: Backbone, data: TrainingSet, config: FitConfi
     found = torch.cat([parameter.grad.flatten() for parameter in ours.method.trainable if parameter.grad is not None])
     loss = sum(float(result.losses.loss.sum()) for result in results) / config.batch_size
     ours.method.zero_grad()
-    batch = _batch(backbone, data, config, 0)
-    plain_loss = accumulate(backbone, ours.method.tokens, batch, _ROWS, config.denoising_weight)
+    batch = whole_batch(backbone, data, config, 0)
+    with torch.no_grad():
+        prompt = backbone.encode_prompts(batch.captions)
+    plain_loss = accumulate(backbone, ours.method.tokens, batch, prompt, _ROWS, config.denoising_weight)
     wanted = torch.cat([parameter.grad.flatten() for parameter in ours.method.trainable if parameter.grad is not None])
     return max(float((found - wanted).norm() / wanted.norm()), abs(loss - plain_loss) / abs(plain_loss))
 
 
-def _batch(backbone: Backbone, data: TrainingSet, config: FitConfig, number: int) -> Batch:
+def whole_batch(backbone: Backbone, data: TrainingSet, config: FitConfig, number: int) -> Batch:
+    """What the public trainer draws for a step: one noise and one timestep for all images, a caption each."""
     positions = config.positions_of(number)
     candidates = data.candidates(config, positions)
     draws = draw_noise(config, positions, data.latents.shape[1:], torch.ones(1), slice(0, 1))

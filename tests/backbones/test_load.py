@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+from softrepa_pipeline.backbones import Backbone, ModelConfig, inject, load_backbone
+from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 
 
 def test_missing_and_foreign_model_folders(tmp_path: Path) -> None:
@@ -95,3 +97,31 @@ def test_another_autoencoder_takes_the_place_of_the_base_s(model_folders: dict[s
     other = load_backbone(ModelConfig("sdxl", str(model_folders["sdxl"]), vae=str(tmp_path / "vae")))
     assert other.pipeline.vae.config.scaling_factor == 0.25
     assert own.pipeline.vae.config.scaling_factor != 0.25
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_weights_of_eight_bits_predict_and_train_nearly_the_same(family: str, model_folders: dict[str, Path]) -> None:
+    config = ModelConfig(family, str(model_folders[family]), max_sequence_length=0)
+    predictions, gradients, kinds = [], [], []
+    for backbone in (load_backbone(config), load_backbone(replace(config, quantization="int8"))):
+        sites = backbone.sites((0,) if family == "sd3" else ("down",))
+        torch.manual_seed(0)
+        tokens = SoftTokens(SoftTokensConfig(sites.names, 4, sites.width, 2))
+        channels = backbone.pipeline.vae.config.latent_channels
+        sample = torch.randn(2, channels, 8, 8)
+        noised = backbone.noise(sample, torch.randn_like(sample), torch.tensor([300.0, 700.0]))
+        with inject(backbone.denoiser, sites, tokens):
+            prediction = backbone.predict(noised, backbone.encode_prompts(["a red square", "two blue circles"]))
+        prediction.square().sum().backward()
+        predictions.append(prediction.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in tokens.parameters()]))
+        kinds.append({type(parameter.data).__name__ for parameter in backbone.denoiser.parameters()})
+        assert not any(parameter.requires_grad for parameter in backbone.denoiser.parameters())
+    assert "Int8Tensor" in kinds[1] - kinds[0]
+    for exact, small in (predictions, gradients):
+        assert 0 < (small - exact).norm() < 0.1 * exact.norm()
+
+
+def test_four_bits_need_cuda() -> None:
+    with pytest.raises(ValueError, match="nf4 needs a CUDA device, not cpu; int8 runs everywhere"):
+        ModelConfig("sd3", "somewhere", quantization="nf4")

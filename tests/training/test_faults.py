@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import resource
 import signal
@@ -23,10 +24,10 @@ from training_settings import CONFIG, EXECUTION
 
 from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
-from softrepa_pipeline.training import ExecutionConfig, FitConfig, Observer, Record, TrainingSet, fit
+from softrepa_pipeline.training import ExecutionConfig, FitConfig, Observer, Record, TrainingSet, device, fit
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from softrepa_pipeline.training.device import is_out_of_memory
 from softrepa_pipeline.training.guards import Guard
-from softrepa_pipeline.training.memory import is_out_of_memory
 from softrepa_pipeline.training.methods import METHODS
 
 # One image a step, so that a fault has a step of its own.
@@ -283,6 +284,26 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_no_half_gradient(
     assert sizes == [3, 3, 3, 3] + [1] * 12
     for name, value in whole.state_dict().items():
         assert (halved.state_dict()[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+def test_rows_that_do_not_fit_have_their_blocks_computed_anew_and_the_same_result(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    execution = replace(EXECUTION, max_pairs_in_memory=None)
+    whole, _ = run(sd3, data, SMOOTH, tmp_path / "whole", execution)
+    assert not sd3.denoiser.gradient_checkpointing
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "free_bytes", lambda _device: 1)
+        recomputed, _ = run(sd3, data, replace(SMOOTH, num_steps=2), tmp_path / "small", execution)
+    assert "blocks computed anew for the backward" in caplog.text
+    # The choice is in the checkpoint: the step that is left is computed so too, and then the model is as it was.
+    caplog.clear()
+    recomputed, _ = run(sd3, data, SMOOTH, tmp_path / "small", execution)
+    assert "blocks computed anew for the backward" in caplog.text
+    assert not sd3.denoiser.gradient_checkpointing
+    for name, value in whole.state_dict().items():
+        assert (recomputed.state_dict()[name] - value).norm() <= 1e-5 * value.norm(), name
 
 
 def test_memory_for_less_than_one_pair_ends_the_training(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:

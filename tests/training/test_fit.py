@@ -318,7 +318,7 @@ def test_every_preset_can_be_changed_in_one_setting(key: tuple[str, str, str]) -
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no preset 'fast' .* presets: published, embedded; objectives"):
+    with pytest.raises(ValueError, match=r"no preset 'fast' .* presets: published, calibrated, embedded; objectives"):
         fit_config("fast", "sd3", "softrepa", {})
 
 

@@ -17,6 +17,7 @@ from diffusers import (
 )
 
 from softrepa_pipeline.backbones.base import Backbone
+from softrepa_pipeline.backbones.quantization import QUANTIZATIONS, quantization_config
 from softrepa_pipeline.backbones.sd3 import SD3Backbone
 from softrepa_pipeline.backbones.unet import SD15Backbone, SDXLBackbone
 
@@ -36,7 +37,8 @@ class ModelConfig:
 
     `vae` replaces the base's autoencoder, as one that is safe in half precision for SDXL. `t5` and
     `max_sequence_length` are SD3's: whether its third text encoder is loaded, and how many tokens that one adds to a
-    caption (77, 256 or 512; without T5 that many zeros, and 0 for a base that was trained without them). `licence` is
+    caption (77, 256 or 512; without T5 that many zeros, and 0 for a base that was trained without them). With
+    `quantization` the denoiser's and text encoders' weights take 8 bits (`int8`) or, on CUDA, 4 (`nf4`). `licence` is
     what tokens trained on this base are marked with.
     """
 
@@ -50,6 +52,7 @@ class ModelConfig:
     vae: str | None = None
     t5: bool = True
     max_sequence_length: int = 256
+    quantization: str | None = None
     licence: str = "unknown"
 
     def __post_init__(self) -> None:
@@ -57,6 +60,12 @@ class ModelConfig:
             raise ValueError(f"model.family must be one of {', '.join(BACKBONES)}, not {self.family!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ValueError(
+                f"model.quantization must be null, {' or '.join(QUANTIZATIONS)}, not {self.quantization!r}"
+            )
+        if self.quantization == "nf4" and not self.device.startswith("cuda"):
+            raise ValueError(f"model.quantization nf4 needs a CUDA device, not {self.device}; int8 runs everywhere")
         if not 0 <= self.max_sequence_length <= _MAX_T5_LENGTH:
             raise ValueError(f"model.max_sequence_length must be in [0, {_MAX_T5_LENGTH}]")
 
@@ -80,6 +89,11 @@ def load_backbone(config: ModelConfig) -> Backbone:
     if config.family == "sd3" and (not config.t5 or (index or {}).get("text_encoder_3") == [None, None]):
         # A pipeline saved without T5 opens only when told again that there is none.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
+    if config.quantization is not None:
+        parts = [
+            name for name in (index or pipeline_class._get_signature_keys(pipeline_class)[0]) if name not in options
+        ]
+        options["quantization_config"] = quantization_config(config.quantization, parts, dtype)
     try:
         if config.vae is not None:
             options["vae"] = AutoencoderKL.from_pretrained(

@@ -26,6 +26,7 @@ from softrepa_pipeline.training.methods import Method
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
+_PLAIN = ("step", "pairs_at_once", "recompute")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Progress:
     temperatures: Tensor
     density: Tensor
     pairs_at_once: int
+    recompute: bool = False
     guard: Guard = field(default_factory=Guard)
     best: Best = field(default_factory=Best)
 
@@ -70,8 +72,9 @@ def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, 
             tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
     tensors |= {"temperatures": progress.temperatures.clone(), "density": progress.density.clone()}
     content = save(tensors)
-    state = {"guard": asdict(progress.guard), "best": asdict(progress.best), "pairs_at_once": progress.pairs_at_once}
-    manifest = {"step": progress.step, "sha256": hashlib.sha256(content).hexdigest(), **state}
+    state = {"guard": asdict(progress.guard), "best": asdict(progress.best)}
+    state |= {name: getattr(progress, name) for name in _PLAIN}
+    manifest = {"sha256": hashlib.sha256(content).hexdigest(), **state}
     folder.mkdir(parents=True, exist_ok=True)
     file = _file(folder, progress.step)
     _write(file, content)
@@ -96,10 +99,13 @@ def load_checkpoint(
             continue
         method.load_state_dict({name: tensors[f"method.{name}"] for name in method.state_dict()})
         optimizer.load_state_dict(_optimizer_state(optimizer, tensors))
-        guard = build(Guard, manifest["guard"], "guard")
-        best = build(Best, manifest["best"], "best")
-        temperatures, density = tensors["temperatures"], tensors["density"]
-        return Progress(manifest["step"], temperatures, density, manifest["pairs_at_once"], guard, best)
+        return Progress(
+            temperatures=tensors["temperatures"],
+            density=tensors["density"],
+            guard=build(Guard, manifest["guard"], "guard"),
+            best=build(Best, manifest["best"], "best"),
+            **{name: manifest[name] for name in _PLAIN},
+        )
     return None
 
 

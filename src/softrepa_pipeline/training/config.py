@@ -135,6 +135,11 @@ class FitConfig:
         return self.objective != "dsm" and self.candidates == "batch" and self.num_candidates < self.batch_size
 
     @property
+    def row(self) -> int:
+        """Pairs that one pass must hold: an image with its candidates, or one pair where a row does not suffice."""
+        return 1 if self.symmetric else self.num_candidates
+
+    @property
     def num_pairs(self) -> int:
         return self.batch_size * self.num_candidates
 

@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from softrepa_pipeline.backbones import Backbone, Noised, Pairs, inject
-from softrepa_pipeline.training import calibration, checkpoint, memory, validation
+from softrepa_pipeline.training import calibration, checkpoint, validation
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
+from softrepa_pipeline.training.device import ENOUGH_PAIRS, bytes_per_pair, room_for
 from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.loading import StepData
 from softrepa_pipeline.training.methods import METHODS, Method
@@ -102,20 +103,21 @@ def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, 
     method = METHODS[config.objective](tokens, config).to(backbone.device)
     with inject(backbone.denoiser, sites, method.injected):
         two = _step_data(backbone, shape, torch.arange(2)[:, None]).rows_at(torch.arange(2), torch.ones(1), share=False)
-        plan = choose_plan(config, _num_images(config, execution), _pairs_at_once(backbone, two.pairs, execution))
-        flop, pair_bytes = _count(backbone, two.pairs[:1]), _bytes_per_pair(backbone, two.pairs)
+        pairs_at_once = _pairs_at_once(backbone, two.pairs, config, execution)
+        plan = choose_plan(config, _num_images(config, execution), pairs_at_once)
+        flop, pair_bytes = count(backbone, two.pairs[:1]), _bytes_per_pair(backbone, two.pairs)
         peak, seconds = None, None
         if backbone.device.type != "meta":
             highest, seconds = _measure(backbone, method, plan, execution, shape)
             peak = highest - idle
     num_steps = config.steps_for(num_images - config.held_out_images)
-    step_flop = _step_flop(method, plan, flop, execution.num_processes)
+    flop_a_step = step_flop(method, plan, flop, execution.num_processes)
     return Estimate(
         num_steps=num_steps,
         plan=plan,
         flop=flop,
-        step_flop=step_flop,
-        total_flop=num_steps * step_flop + _measuring_flop(config, flop, num_steps),
+        step_flop=flop_a_step,
+        total_flop=num_steps * flop_a_step + _measuring_flop(config, flop, num_steps),
         weight_bytes=_weight_bytes(backbone),
         pair_bytes=pair_bytes,
         token_bytes=_token_bytes(method, per_trained=3),  # the gradient and two moments
@@ -156,7 +158,7 @@ def _step_data(backbone: Backbone, shape: torch.Size, text_of: Tensor) -> StepDa
     return StepData(torch.arange(num_images), noised, timestep, torch.ones(num_images), prompt, text_of, is_candidate)
 
 
-def _count(backbone: Backbone, pair: Pairs) -> Flop:
+def count(backbone: Backbone, pair: Pairs) -> Flop:
     """Operations of one pair with the tokens that are injected, and of encoding one caption."""
     forward = _flop(lambda: pair.predict(backbone))
     both = _flop(lambda: pair.predict(backbone).float().sum().backward())
@@ -170,8 +172,11 @@ def _flop(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def _step_flop(method: Method, plan: Plan, flop: Flop, num_processes: int) -> int:
-    """AGSM's averages see every pair too, and where a first pass finds the weights every pair is seen twice."""
+def step_flop(method: Method, plan: Plan, flop: Flop, num_processes: int) -> int:
+    """Operations of a step in all processes.
+
+    AGSM's averages see every pair too, and where a first pass finds the weights every pair is seen twice.
+    """
     config = method.config
     num_forwards = (config.objective == "agsm") + (plan.two_pass and not method.linear)
     num_captions = sum(
@@ -201,17 +206,19 @@ def _token_bytes(method: Method, per_trained: int) -> int:
     return sum(parameter.nbytes for parameter in method.parameters()) + per_trained * trained
 
 
-def _pairs_at_once(backbone: Backbone, pairs: Pairs, execution: ExecutionConfig) -> int:
+def _pairs_at_once(backbone: Backbone, pairs: Pairs, config: FitConfig, execution: ExecutionConfig) -> int:
     if execution.max_pairs_in_memory:
         return execution.max_pairs_in_memory
     # Whether they fit shows where the model runs.
-    return memory.ENOUGH_PAIRS if backbone.device.type == "meta" else memory.fitting_pairs(backbone, pairs)
+    if backbone.device.type == "meta":
+        return max(ENOUGH_PAIRS, config.row)
+    return room_for(backbone, pairs, config.row).pairs_at_once
 
 
 def _bytes_per_pair(backbone: Backbone, pairs: Pairs) -> int:
     """What autograd keeps of a pair; on the meta device as with the fused attention that a GPU has."""
     with _FusedAttention() if backbone.device.type == "meta" else nullcontext():
-        return memory.bytes_per_pair(backbone, pairs)
+        return bytes_per_pair(backbone, pairs)
 
 
 class _FusedAttention(TorchFunctionMode):

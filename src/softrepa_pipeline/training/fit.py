@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from softrepa_pipeline.training.calibration import calibrate
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
+from softrepa_pipeline.training.device import Room, peak_flop, room_for, used_gib, within_memory
 from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.estimate import count, step_flop
 from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.interruption import Interruption, interruption
 from softrepa_pipeline.training.loading import Loader, StepData, load_step
-from softrepa_pipeline.training.memory import fitting_pairs, used_gib, within_memory
 from softrepa_pipeline.training.methods import METHODS
-from softrepa_pipeline.training.pair_engine import PairResult, accumulate, choose_plan
+from softrepa_pipeline.training.pair_engine import PairResult, Plan, accumulate, choose_plan
 from softrepa_pipeline.training.records import Record, append, log_of, read, sums_of
 from softrepa_pipeline.training.validation import Validation
 
@@ -67,10 +68,14 @@ def fit(
             raise ValueError(f"fit.{name} is {getattr(config, name)}, fewer than the {group.size} processes")
     trainer = Trainer(backbone, data, config, folder, execution, observer, group)
     with inject(backbone.denoiser, trainer.sites, trainer.method.injected), interruption() as stop:
-        trainer.prepare()
-        while not trainer.is_done:
-            trainer.run(stop)
-        return trainer.finish()
+        try:
+            trainer.prepare()
+            while not trainer.is_done:
+                trainer.run(stop)
+            return trainer.finish()
+        finally:
+            if getattr(backbone.denoiser, "gradient_checkpointing", False):
+                cast(Any, backbone.denoiser).disable_gradient_checkpointing()
 
 
 @final
@@ -116,23 +121,38 @@ class Trainer:
         self.progress = restored
         self.is_done = self._is_early()
         plan = choose_plan(self.config, self.part.stop - self.part.start, restored.pairs_at_once)
-        logger.info("pair engine: %s", plan)
+        logger.info("pair engine: %s%s", plan, ", blocks computed anew for the backward" * restored.recompute)
+        if restored.recompute:
+            cast(Any, self.backbone.denoiser).enable_gradient_checkpointing()
+        self.utilisation = self._utilisation(plan)
         self.validation = Validation(self.backbone, self.held_out, self.method, self.group)
         self.log = log_of(self.folder, restored.step, self.observer.on_record) if self.group.rank == 0 else None
 
+    def _utilisation(self, plan: Plan) -> float | None:
+        """Seconds that a step would take at the devices' peak; None where that is not known."""
+        peak = peak_flop(self.backbone.device, cast(Any, self.backbone.denoiser).dtype)
+        if peak is None:
+            return None
+        first = self._first(2)
+        pair = first.rows_at(torch.arange(1), torch.ones(1), share=False).pairs[:1]
+        return step_flop(self.method, plan, count(self.backbone, pair), self.group.size) / (peak * self.group.size)
+
+    def _first(self, num_images: int) -> StepData:
+        return load_step(self.backbone, self.data, self.config, torch.ones(1), 0, slice(0, num_images))
+
     def _start(self) -> Progress:
-        uniform = torch.ones(1)
-        first = load_step(self.backbone, self.data, self.config, uniform, 0, slice(0, 2))
-        pairs = first.rows_at(torch.arange(len(first)), uniform, share=False).pairs
-        pairs_at_once = self.execution.max_pairs_in_memory or fitting_pairs(self.backbone, pairs)
+        first = self._first(2)
+        pairs = first.rows_at(torch.arange(len(first)), torch.ones(1), share=False).pairs
+        given = self.execution.max_pairs_in_memory
+        room = Room(given) if given else room_for(self.backbone, pairs, self.config.row)
         found, pairs_at_once = within_memory(
-            lambda count: calibrate(self.backbone, self.data, self.method, count, self.group), pairs_at_once
+            lambda count: calibrate(self.backbone, self.data, self.method, count, self.group), room.pairs_at_once
         )
         if self.group.rank == 0:
             values = {name: value.tolist() for name, value in asdict(found.profile).items()}
             write_json(self.folder / "profile.json", values)
         logger.info("temperatures by timestep: %s", ", ".join(f"{value:.4g}" for value in found.temperatures))
-        return Progress(0, found.temperatures, found.density, pairs_at_once)
+        return Progress(0, found.temperatures, found.density, pairs_at_once, room.recompute)
 
     def run(self, stop: Interruption) -> None:
         """Steps until the end, an interruption, or a rollback, after which it is to be called again."""
@@ -171,6 +191,8 @@ class Trainer:
         started = time.perf_counter()
         results = self.gradients(loaded)
         sums = sums_of(results)
+        if self.config.objective == "softrepa":
+            sums["temperature"] = loaded.temperature(self.progress.temperatures).sum().item()
         self._asked_to_stop = self._exchange(sums, stop.is_requested) > 0
         norm = float(torch.nn.utils.clip_grad_norm_(self.method.trainable, self.config.max_gradient_norm))
         record = {"step": float(step), **{name: value / self.config.batch_size for name, value in sums.items()}}
@@ -187,6 +209,8 @@ class Trainer:
         seconds = time.perf_counter() - started + waited
         record |= {"gradient_norm": norm, "learning_rate": rate, "wait_share": waited / seconds}
         record |= {"pairs_per_second": self.config.num_pairs / seconds, "memory_gib": used_gib(self.backbone.device)}
+        if self.utilisation is not None:
+            record["mfu"] = self.utilisation / seconds
         self._report(record)
         return record
 

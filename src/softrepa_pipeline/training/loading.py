@@ -38,12 +38,16 @@ class StepData:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def temperature(self, temperatures: Tensor) -> Tensor:
+        """τ of each image (images,), from τ by timestep (buckets,)."""
+        return temperatures[bucket_of(self.timestep, len(temperatures))]
+
     def rows_at(self, images: Tensor, temperatures: Tensor, share: bool) -> Rows:
         """Some images' pairs, as an objective sees them; `temperatures` (buckets,) is τ by timestep."""
         device = self.noised.sample.device
         on_device = images.to(device)
+        temperature = self.temperature(temperatures)[images]
         pairs: Pairs = grid(self.noised[on_device], self.prompt, self.text_of[images], share)
-        temperature = temperatures[bucket_of(self.timestep[images], len(temperatures))]
         parts = (temperature, self.weight[images], self.is_candidate[images])
         return Rows(pairs, *(part.to(device) for part in parts))
 

@@ -61,6 +61,28 @@ _TINY_UNET = replace(_EMBEDDED, layers=("down", "mid", "up"), initial="null_text
 _TINY_SD15 = replace(_TINY_UNET, layers=("down",))
 _TINY_SD3 = replace(_EMBEDDED, layers=(0, 1, 2, 3, 4, 5))
 
+
+def _calibrated(settings: FitConfig) -> FitConfig:
+    """A family's published tokens with what the embedded bases showed: τ(t), own draws, three negatives an image."""
+    return replace(
+        settings,
+        batch_size=16,
+        num_negatives=3,
+        candidates="sampled",
+        shared_draws=False,
+        edited_share=1 / 3,
+        mined_share=1 / 3,
+        logits="relative",
+        temperature=1.0,
+        calibrated=True,
+        denoising_weight=1.0,
+        warmup_steps=20,
+        max_gradient_norm=1.0,
+        held_out_images=64,
+        validation_steps=500,
+    )
+
+
 _CONTROL = "the control: no negatives, no published figure"
 
 PRESETS: dict[tuple[str, str, str], Preset] = {
@@ -83,6 +105,10 @@ PRESETS: dict[tuple[str, str, str], Preset] = {
         "94.27 → 103.30, 26.30 → 27.00, 28.09 → 28.22, 31.59 → 34.08; GenEval 0.68 → 0.72, counting 0.56 → 0.64",
     ),
     ("published", "sd3", "dsm"): Preset(replace(_SD3, objective="dsm"), _CONTROL),
+    **{
+        ("calibrated", family, "softrepa"): Preset(_calibrated(settings), "no figure yet: not trained at full size")
+        for family, settings in {"sd15": _SD15, "sdxl": _SDXL, "sd3": _SD3}.items()
+    },
     **{
         ("embedded", family, objective): Preset(replace(settings, objective=objective), "docs/results.md")
         for family, settings in {"sd15": _TINY_SD15, "sdxl": _TINY_UNET, "sd3": _TINY_SD3}.items()

@@ -1,9 +1,10 @@
-"""How many pairs fit into memory: measured on the model itself, not guessed from its name."""
+"""What a device can do: how many pairs fit, measured on the model itself; how much it used; its peak."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import psutil
@@ -18,12 +19,28 @@ T = TypeVar("T")
 
 _SHARE = 0.7  # of what is free: the backward's own buffers, and whatever else runs
 ENOUGH_PAIRS = 64  # more at once is not faster, on CPUs and on GPUs, and the result should not depend on the machine
+_PEAK_TERAFLOP = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def fitting_pairs(backbone: Backbone, pairs: Pairs) -> int:
-    """How many such pairs a forward and backward can hold at once, at most 64 and at least 1."""
-    return max(1, min(ENOUGH_PAIRS, int(_SHARE * free_bytes(backbone.device) / bytes_per_pair(backbone, pairs))))
+@dataclass(frozen=True)
+class Room:
+    """How many pairs a forward and backward can hold at once; `recompute` where not even a row would fit otherwise.
+
+    Then the backward computes each block anew from its input, which costs a third of the speed; a second pass over the
+    pairs would cost half.
+    """
+
+    pairs_at_once: int
+    recompute: bool = False
+
+
+def room_for(backbone: Backbone, pairs: Pairs, row: int) -> Room:
+    """Room for such pairs, which are evaluated in rows of `row`: no more than are enough, and at least one."""
+    fitting = int(_SHARE * free_bytes(backbone.device) / bytes_per_pair(backbone, pairs))
+    if fitting < row and hasattr(backbone.denoiser, "enable_gradient_checkpointing"):
+        return Room(row, recompute=True)
+    return Room(max(1, min(fitting, max(row, ENOUGH_PAIRS))))
 
 
 def bytes_per_pair(backbone: Backbone, pairs: Pairs) -> int:
@@ -38,6 +55,14 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
+
+
+def peak_flop(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Dense half-precision operations a second by the maker's data sheet; None for other devices and precisions."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for part, peak in _PEAK_TERAFLOP.items() if part in name), None)
 
 
 def used_gib(device: torch.device) -> float:
