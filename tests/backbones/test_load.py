@@ -101,6 +101,7 @@ def test_another_autoencoder_takes_the_place_of_the_base_s(model_folders: dict[s
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
 def test_weights_of_eight_bits_predict_and_train_nearly_the_same(family: str, model_folders: dict[str, Path]) -> None:
+    pytest.importorskip("torchao", reason="the extra `quantization` is not installed")
     config = ModelConfig(family, str(model_folders[family]), max_sequence_length=0)
     predictions, gradients, kinds = [], [], []
     for backbone in (load_backbone(config), load_backbone(replace(config, quantization="int8"))):
