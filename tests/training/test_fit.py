@@ -184,6 +184,30 @@ def test_structured_negatives_contradict_the_caption_that_was_drawn(data: Traini
     assert drawn == edits_of
 
 
+def test_a_curriculum_goes_from_random_to_structured_negatives(data: TrainingSet) -> None:
+    config = replace(CONFIG, edited_share=(0.0, 1.0), mined_share=0.0, num_negatives=1, num_steps=400)
+    row = 2  # a blue square: its only edit is a red square, which is no caption of the set
+    thirds = []
+    for steps in (range(133), range(133, 266), range(266, 400)):
+        seen = [data.candidates(config, config.positions_of(step)) for step in steps]
+        negatives = [
+            captions[1] for step in seen for at, captions in zip(step.rows, step.captions, strict=True) if at == row
+        ]
+        thirds.append(sum(negative == "a red square" for negative in negatives) / len(negatives))
+    assert thirds == pytest.approx([1 / 6, 1 / 2, 5 / 6], abs=0.1)
+    assert (
+        data.candidates(config, config.positions_of(0)).captions
+        == data.candidates(config, config.positions_of(0)).captions
+    )
+
+
+def test_a_share_of_less_than_one_negative_is_drawn_as_often(data: TrainingSet) -> None:
+    config = replace(CONFIG, edited_share=0.3, mined_share=0.0, num_negatives=1, num_steps=400)
+    seen = [data.candidates(config, config.positions_of(step)) for step in range(400)]
+    negatives = [captions[1] for step in seen for at, captions in zip(step.rows, step.captions, strict=True) if at == 2]
+    assert sum(negative == "a red square" for negative in negatives) / len(negatives) == pytest.approx(0.3, abs=0.08)
+
+
 def test_tokens_from_an_empty_caption_are_the_states_that_blocks_see(sd3: Backbone, data: TrainingSet) -> None:
     sites = sd3.sites((0, 2))
     config = replace(CONFIG, layers=(0, 2), initial="null_text", num_buckets=0)
@@ -204,6 +228,7 @@ def test_tokens_from_an_empty_caption_are_the_states_that_blocks_see(sd3: Backbo
         ({"num_steps": None}, r"fit: set one of num_steps and num_epochs"),
         ({"temperature": (0.1, 0.0)}, r"fit\.temperature must be above 0"),
         ({"mined_share": 0.7}, r"fit\.edited_share and fit\.mined_share must be shares of one whole"),
+        ({"mined_share": (0.0, 0.7)}, r"fit\.edited_share and fit\.mined_share must be shares of one whole"),
         ({"timestep_range": (500.0, 500.0)}, r"fit\.timestep_range must lie in \[0, 1000\], low before high"),
         ({"initial": "zeros"}, r"fit\.initial must be one of normal, null_text, not 'zeros'"),
         ({"batch_size": 0}, r"fit\.batch_size must be at least 1"),

@@ -20,7 +20,8 @@ class FitConfig:
 
     Data: each step takes `batch_size` images. With `candidates: sampled` an image competes with `num_negatives`
     captions besides its own: `edited_share` of them structured (the caption with a contradiction in it), `mined_share`
-    mined, as far as there are any, the others drawn from the whole data set. With `candidates: batch` it competes with
+    mined, as far as there are any, the others drawn from the whole data set; a pair of shares is a curriculum, from the
+    first at the start to the second at the end. With `candidates: batch` it competes with
     the captions of the step's other images, all of them or `num_negatives` drawn uniformly, whose logits then stand
     for all. Timesteps lie in `timestep_range`, one an image, or with `shared_draws` one timestep and one noise for all:
     `uniform`, `logit_normal` (arXiv 2403.03206), or `importance`, drawn as often as the base model's own gradient
@@ -48,8 +49,8 @@ class FitConfig:
     initial: str = "normal"
     candidates: str = "sampled"
     num_negatives: int | None = 1
-    edited_share: float = 0.0
-    mined_share: float = 0.0
+    edited_share: float | tuple[float, float] = 0.0
+    mined_share: float | tuple[float, float] = 0.0
     shared_draws: bool = False
     timesteps: str = "uniform"
     timestep_range: tuple[float, float] = (0.0, 1000.0)
@@ -108,9 +109,9 @@ class FitConfig:
         for name in ("decay_share", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"fit.{name} must be in [0, 1], not {getattr(self, name)}")
-        shares = (self.edited_share, self.mined_share)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"fit.edited_share and fit.mined_share must be shares of one whole, not {shares}")
+        for shares in (self.shares_at(0.0), self.shares_at(1.0)):
+            if min(shares) < 0 or sum(shares) > 1:
+                raise ValueError(f"fit.edited_share and fit.mined_share must be shares of one whole, not {shares}")
         if not 0 <= self.timestep_range[0] < self.timestep_range[1] <= 1000:
             raise ValueError(f"fit.timestep_range must lie in [0, 1000], low before high, not {self.timestep_range}")
         if min(self.temperatures) <= 0:
@@ -147,6 +148,14 @@ class FitConfig:
     def temperatures(self) -> tuple[float, ...]:
         """τ for equal buckets of timesteps."""
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+    def shares_at(self, progress: float) -> tuple[float, float]:
+        """Shares of structured and of mined negatives when this share of the training is done."""
+        edited, mined = (
+            share[0] + progress * (share[1] - share[0]) if isinstance(share, tuple) else share
+            for share in (self.edited_share, self.mined_share)
+        )
+        return edited, mined
 
     def positions_of(self, step: int) -> range:
         """A step's places in the endless order of samples."""

@@ -92,7 +92,11 @@ class TrainingSet:
         elif config.candidates == "batch":
             captions = [_own_first(own, i, config.num_candidates - 1, rngs[i]) for i in chosen]
         else:
-            captions = [self._candidates_of(rows[i], own[i], config, rngs[i]) for i in chosen]
+            done = positions.start / (config.batch_size * config.steps_for(len(self)))
+            shares = config.shares_at(min(1.0, done))
+            captions = [
+                self._candidates_of(rows[i], own[i], config.num_candidates - 1, shares, rngs[i]) for i in chosen
+            ]
         is_candidate = [
             [index == 0 or caption not in self.captions[rows[i]] for index, caption in enumerate(scored)]
             for i, scored in zip(chosen, captions, strict=True)
@@ -108,11 +112,12 @@ class TrainingSet:
         }
         return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
 
-    def _candidates_of(self, row: int, own: str, config: FitConfig, rng: np.random.Generator) -> list[str]:
-        count = config.num_candidates - 1
+    def _candidates_of(
+        self, row: int, own: str, count: int, shares: tuple[float, float], rng: np.random.Generator
+    ) -> list[str]:
         belonging = self.captions[row]
-        edited = _some(self.edits[row][belonging.index(own)], count * config.edited_share, rng)
-        mined = _some(self.negatives[row], count * config.mined_share, rng)
+        edited = _some(self.edits[row][belonging.index(own)], count * shares[0], rng)
+        mined = _some(self.negatives[row], count * shares[1], rng)
         taken = [own, *edited, *mined]
         while len(taken) < 1 + count:
             caption = _one_of(self.all_captions, rng)
@@ -133,5 +138,8 @@ def _own_first(own: list[str], index: int, count: int, rng: np.random.Generator)
 
 
 def _some(captions: list[str], count: float, rng: np.random.Generator) -> list[str]:
-    """As many as there are of `count`, drawn without replacement."""
-    return [captions[i] for i in rng.permutation(len(captions))[: round(count)]]
+    """As many as there are of `count`, drawn without replacement; of 0.3 one in three times out of ten."""
+    order, whole = rng.permutation(len(captions)), int(count)
+    if count > whole:
+        whole += rng.random() < count - whole
+    return [captions[i] for i in order[:whole]]
