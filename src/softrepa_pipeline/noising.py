@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-Latents = Float[Tensor, "batch channels height width"]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Latents = Float[Tensor, "batch channels height width"]
 
 
 def mix_straight(clean: Latents, noise: Latents, sigma: Float[Tensor, " batch"]) -> tuple[Latents, Latents]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from softrepa_pipeline.config import build
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 FORMAT_VERSION = "2"
 _NUM_TIMESTEPS = 1000

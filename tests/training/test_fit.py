@@ -195,10 +195,6 @@ def test_a_curriculum_goes_from_random_to_structured_negatives(data: TrainingSet
         ]
         thirds.append(sum(negative == "a red square" for negative in negatives) / len(negatives))
     assert thirds == pytest.approx([1 / 6, 1 / 2, 5 / 6], abs=0.1)
-    assert (
-        data.candidates(config, config.positions_of(0)).captions
-        == data.candidates(config, config.positions_of(0)).captions
-    )
 
 
 def test_a_share_of_less_than_one_negative_is_drawn_as_often(data: TrainingSet) -> None:

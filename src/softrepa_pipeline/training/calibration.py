@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from softrepa_pipeline.backbones import Backbone
@@ -18,6 +18,9 @@ from softrepa_pipeline.training.distributed import Group
 from softrepa_pipeline.training.draws import Draws, uniform_mass
 from softrepa_pipeline.training.loading import StepData, load
 from softrepa_pipeline.training.methods import Method
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _NUM_TIMESTEPS = 1000
 NUM_BUCKETS = 10

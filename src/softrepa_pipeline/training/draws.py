@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from softrepa_pipeline.randomness import torch_generator
 from softrepa_pipeline.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _NUM_TIMESTEPS = 1000
 

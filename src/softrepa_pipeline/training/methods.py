@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, cast, final
+from typing import TYPE_CHECKING, ClassVar, cast, final
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones import Backbone, Pairs
@@ -22,6 +21,9 @@ from softrepa_pipeline.objectives import (
 )
 from softrepa_pipeline.soft_tokens import SoftTokens, TokenBanks, Tokens
 from softrepa_pipeline.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 @dataclass(frozen=True)
