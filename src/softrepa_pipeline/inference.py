@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, Injection, ModelConfig, inject, load_backbone
 from softrepa_pipeline.randomness import torch_generator
 from softrepa_pipeline.soft_tokens import SoftTokens, load_soft_tokens
 
+# For the UNets' noise levels; SD3 has its own kind.
+SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How images are drawn; `seeds_per_prompt` images a prompt."""
+    """How images are drawn; `seeds_per_prompt` images a prompt, by a scheduler of SCHEDULERS or the base's own."""
 
     num_inference_steps: int
     batch_size: int
     seeds_per_prompt: int = 1
     seed: int = 0
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "batch_size", "seeds_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} must be at least 1, not {getattr(self, name)}")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            names = ", ".join(SCHEDULERS)
+            raise ValueError(f"sampling.scheduler must be null or one of {names}, not {self.scheduler!r}")
 
 
 def load_pipeline(base: str | Path, tokens: str | Path, strength: float = 1.0, **options: Any) -> DiffusionPipeline:
@@ -63,23 +76,42 @@ def draw(
     Each image's noise is a function of (seed, prompt, index) alone, so that two models get the same noise.
     """
     work = [(prompt, index) for prompt in prompts for index in range(config.seeds_per_prompt)]
-    options = {"guidance_scale": guidance, "num_inference_steps": config.num_inference_steps, **backbone.call_options}
     images = []
     for start in tqdm(range(0, len(work), config.batch_size), desc=label, mininterval=2, leave=False):
-        batch = work[start : start + config.batch_size]
-        if negative_prompt is not None:
-            options["negative_prompt"] = [negative_prompt] * len(batch)
-        images.append(_draw_batch(backbone, batch, config.seed, options))
+        images.append(draw_batch(backbone, work[start : start + config.batch_size], config, guidance, negative_prompt))
     drawn = np.concatenate(images)
     return drawn.reshape(len(prompts), config.seeds_per_prompt, *drawn.shape[1:])
 
 
 @torch.no_grad()
-def _draw_batch(backbone: Backbone, work: list[tuple[str, int]], seed: int, options: dict[str, Any]) -> np.ndarray:
-    output = backbone.pipeline(
-        prompt=[prompt for prompt, _ in work],
-        generator=[torch_generator(seed, f"image {prompt}", index) for prompt, index in work],
-        output_type="np",
-        **options,
-    )
+def draw_batch(
+    backbone: Backbone,
+    work: Sequence[tuple[str, int]],
+    config: SamplingConfig,
+    guidance: float,
+    negative_prompt: str | None = None,
+) -> np.ndarray:
+    """Images (work, height, width, 3), uint8, of prompts, each with the index of one of its images, all at once."""
+    options = {"guidance_scale": guidance, "num_inference_steps": config.num_inference_steps, **backbone.call_options}
+    if negative_prompt is not None:
+        options["negative_prompt"] = [negative_prompt] * len(work)
+    with _scheduled(backbone.pipeline, config.scheduler):
+        output = backbone.pipeline(
+            prompt=[prompt for prompt, _ in work],
+            generator=[torch_generator(config.seed, f"image {prompt}", index) for prompt, index in work],
+            output_type="np",
+            **options,
+        )
     return np.rint(output.images * 255).astype(np.uint8)
+
+
+@contextmanager
+def _scheduled(pipeline: Any, name: str | None) -> Iterator[None]:
+    """The pipeline with another scheduler for what its own was trained for."""
+    own = pipeline.scheduler
+    if name is not None:
+        pipeline.scheduler = SCHEDULERS[name].from_config(own.config)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
 import math
-import resource
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disks import fill, small_files
 from torch import Tensor
 from training_settings import CONFIG, EXECUTION
 
@@ -312,19 +308,6 @@ def test_memory_for_less_than_one_pair_ends_the_training(sd3: Backbone, data: Tr
         run(sd3, data, ONE, tmp_path, replace(EXECUTION, max_pairs_in_memory=4))
 
 
-@contextmanager
-def small_files(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: writes fail half-way, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_the_one_before(tmp_path: Path) -> None:
     method = METHODS["softrepa"](SoftTokens(SoftTokensConfig(("0",), 2, 64, 4)), CONFIG)
     optimizer = torch.optim.AdamW(method.trainable)
@@ -335,28 +318,6 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_the_one_before(
         save_checkpoint(tmp_path, method, optimizer, replace(progress, step=4))
     assert caught.value.errno == errno.EFBIG
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    # Tensors that were read may still be mapped.
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all space of a disk; what takes it."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
 
 
 def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_space(

@@ -1,0 +1,136 @@
+"""Evaluation images: each is drawn once and kept by what made it, whoever draws it and in whatever batch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw_batch
+from softrepa_pipeline.runners import LocalRunner, Runner
+from softrepa_pipeline.soft_tokens import load_soft_tokens
+from softrepa_pipeline.stage import source_digest
+
+_NOT_IN_THE_IMAGE = ("batch_size", "seeds_per_prompt", "device", "local_files_only", "licence")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model, alone or with the soft tokens of a file at some strength."""
+
+    base: ModelConfig
+    tokens: str | None = None
+    strength: float = 1.0
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other models, by content."""
+        base = {"digest": source_digest(self.base.base, self.base.revision), **asdict(self.base)}
+        tokens = None if self.tokens is None else [source_digest(self.tokens), self.strength]
+        return {"base": {name: value for name, value in base.items() if name != "base"}, "tokens": tokens}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One image to draw: where to, the prompt, and which of its images it is."""
+
+    file: Path
+    prompt: str
+    index: int
+
+
+@lru_cache(maxsize=1)
+def opened(model: Model) -> Backbone:
+    """The model, loaded, with its tokens in it; a process keeps the last one."""
+    backbone = load_backbone(model.base)
+    if model.tokens is not None:
+        tokens, _ = load_soft_tokens(Path(model.tokens), model.base.family)
+        add_tokens(backbone, tokens, model.strength)
+    return backbone
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    sampling: SamplingConfig,
+    guidance: float,
+    folder: Path,
+    label: str = "drawing",
+    runner: Runner = LocalRunner(),  # noqa: B008 - frozen
+) -> np.ndarray:
+    """Images (prompts, seeds, height, width, 3), uint8: those that lie in `folder` are read, the others drawn and kept.
+
+    An image's noise is a function of (seed, prompt, index) alone, and its file's name of all that makes it. So the
+    images do not depend on the batch size (but for rounding), on the runner, or on how often it was interrupted; a file
+    that is damaged is drawn anew.
+
+    Raises:
+        OSError: an image could not be written; those before it are kept.
+    """
+    made_by = _without({"model": model.identity(), "sampling": asdict(sampling), "guidance": guidance})
+    work = [
+        Work(folder / f"{_key(made_by, prompt, index)}.png", prompt, index)
+        for prompt in prompts
+        for index in range(sampling.seeds_per_prompt)
+    ]
+    images = _read(item.file for item in work)
+    missing = [item for item in dict.fromkeys(work) if item.file not in images]
+    batches = [missing[start : start + sampling.batch_size] for start in range(0, len(missing), sampling.batch_size)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, leave=False, disable=not missing) as bar:
+        for batch in runner.map(partial(_draw, model, sampling, guidance), batches):
+            bar.update(len(batch))
+    images |= _read(item.file for item in missing)
+    pixels = np.stack([images[item.file] for item in work])
+    return pixels.reshape(len(prompts), sampling.seeds_per_prompt, *pixels.shape[1:])
+
+
+def _draw(model: Model, sampling: SamplingConfig, guidance: float, batch: list[Work]) -> list[Path]:
+    images = draw_batch(opened(model), [(item.prompt, item.index) for item in batch], sampling, guidance)
+    for item, image in zip(batch, images, strict=True):
+        _write(item.file, image)
+    return [item.file for item in batch]
+
+
+def _key(made_by: dict[str, Any], prompt: str, index: int) -> str:
+    parts = json.dumps({**made_by, "prompt": prompt, "index": index}, sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _without(values: dict[str, Any]) -> dict[str, Any]:
+    """What does not change the image left out, at every level."""
+    return {
+        name: _without(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in _NOT_IN_THE_IMAGE
+    }
+
+
+def _read(files: Iterable[Path]) -> dict[Path, np.ndarray]:
+    """Pixels (height, width, 3) of those images that are there and whole."""
+    images = {}
+    for file in files:
+        # Pillow calls a broken PNG a SyntaxError, and all its other complaints are kinds of OSError.
+        with contextlib.suppress(OSError, SyntaxError), Image.open(file) as image:
+            images[file] = np.array(image.convert("RGB"))
+    return images
+
+
+def _write(file: Path, image: np.ndarray) -> None:
+    partial_file = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        Image.fromarray(image).save(partial_file, "PNG")
+    except OSError as error:
+        partial_file.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    os.replace(partial_file, file)

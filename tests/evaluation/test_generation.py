@@ -1,0 +1,132 @@
+"""Evaluation images do not depend on who draws them, in what batch, or on how often they were interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from disks import fill
+
+from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.evaluation import generation
+from softrepa_pipeline.evaluation.generation import Model, generate
+from softrepa_pipeline.inference import SCHEDULERS, SamplingConfig, draw
+from softrepa_pipeline.runners import LocalRunner
+from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, save_soft_tokens
+
+PROMPTS = [f"{count} {colour} squares" for count in ("two", "three") for colour in ("red", "blue", "green")]
+SAMPLING = SamplingConfig(num_inference_steps=3, batch_size=4, seeds_per_prompt=2)
+
+
+@pytest.fixture
+def model(model_folders: dict[str, Path], tmp_path: Path) -> Model:
+    config = ModelConfig("sd15", str(model_folders["sd15"]))
+    sites = load_backbone(config).sites(("down",))
+    tokens = SoftTokens(SoftTokensConfig(sites.names, 2, sites.width, 4))
+    file = tmp_path / "tokens.safetensors"
+    save_soft_tokens(tokens, file, {"family": "sd15"})
+    return Model(config, str(file))
+
+
+def test_stored_images_are_those_that_are_drawn_directly(model: Model, tmp_path: Path) -> None:
+    images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images")
+    assert images.shape[:2] == (6, 2)
+    assert np.array_equal(images, draw(generation.opened(model), PROMPTS, SAMPLING, 2.0))
+    base = generate(replace(model, tokens=None), PROMPTS, SAMPLING, 2.0, tmp_path / "images")
+    assert not np.array_equal(images, base)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_images_do_not_depend_on_the_batch(model: Model, tmp_path: Path, batch_size: int) -> None:
+    images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images").astype(int)
+    others = generate(model, PROMPTS, replace(SAMPLING, batch_size=batch_size), 2.0, tmp_path / "others")
+    assert abs(images - others).max() <= 2
+
+
+def test_images_do_not_depend_on_the_number_of_processes(model: Model, tmp_path: Path) -> None:
+    images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images")
+    assert np.array_equal(images, generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "two", runner=LocalRunner(2)))
+
+
+@dataclass
+class Interrupted:
+    """A runner that is stopped after some shards."""
+
+    after: int
+
+    def map(self, work: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+        for number, shard in enumerate(shards):
+            if number == self.after:
+                raise KeyboardInterrupt
+            yield work(shard)
+
+
+def test_an_interrupted_drawing_goes_on_and_ends_with_the_same_images(model: Model, tmp_path: Path) -> None:
+    whole = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "parts", runner=Interrupted(1))
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "parts").iterdir()}
+    assert len(kept) == 4
+    assert np.array_equal(generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "parts"), whole)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert {f.name: f.read_bytes() for f in (tmp_path / "parts").iterdir()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image", None])
+def test_a_damaged_image_is_drawn_anew(model: Model, tmp_path: Path, damage: bytes | None) -> None:
+    images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path)
+    file = min(tmp_path.glob("*.png"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40] if damage is None else damage)
+    assert np.array_equal(generate(model, PROMPTS, SAMPLING, 2.0, tmp_path), images)
+    assert file.read_bytes() == whole
+
+
+def test_what_makes_an_image_is_in_its_name_and_what_does_not_is_not(model: Model, tmp_path: Path) -> None:
+    generate(model, PROMPTS[:1], SAMPLING, 2.0, tmp_path)
+    count = len(list(tmp_path.glob("*.png")))
+    same = replace(model, base=replace(model.base, licence="other"))
+    generate(same, PROMPTS[:1], replace(SAMPLING, batch_size=1), 2.0, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == count
+    changes = [
+        (replace(model, strength=0.5), SAMPLING, 2.0),
+        (replace(model, tokens=None), SAMPLING, 2.0),
+        (model, replace(SAMPLING, seed=1), 2.0),
+        (model, replace(SAMPLING, scheduler="ddim"), 2.0),
+        (model, SAMPLING, 3.0),
+    ]
+    for number, (changed, sampling, guidance) in enumerate(changes, start=2):
+        generate(changed, PROMPTS[:1], sampling, guidance, tmp_path)
+        assert len(list(tmp_path.glob("*.png"))) == number * count
+
+
+def test_a_full_disk_names_the_image_and_keeps_those_before(model: Model, small_disk: Path) -> None:
+    images = generate(model, PROMPTS[:2], SAMPLING, 2.0, small_disk)
+    ballast = fill(small_disk)
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/[0-9a-f]{{32}}\.png'"):
+        generate(model, PROMPTS, SAMPLING, 2.0, small_disk)
+    assert not list(small_disk.glob("*.partial"))
+    ballast.unlink()
+    assert np.array_equal(generate(model, PROMPTS, SAMPLING, 2.0, small_disk)[:2], images)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_another_scheduler_draws_another_image_and_leaves_the_base_s_own(model: Model, name: str) -> None:
+    backbone = generation.opened(model)
+    own = backbone.pipeline.scheduler
+    images = draw(backbone, PROMPTS[:1], replace(SAMPLING, scheduler=name), 2.0)
+    assert backbone.pipeline.scheduler is own
+    assert images.dtype == np.uint8
+
+
+def test_wrong_sampling_is_named() -> None:
+    with pytest.raises(ValueError, match=r"sampling\.scheduler must be null or one of ddim, dpm, euler, not 'heun'"):
+        replace(SAMPLING, scheduler="heun")
+    with pytest.raises(ValueError, match=r"sampling\.batch_size must be at least 1, not 0"):
+        replace(SAMPLING, batch_size=0)
