@@ -11,22 +11,21 @@ class Choice:
     """Draws words that the data set uses, so that an edit reads like one of its captions.
 
     `used` is what the data set says, `avoided` what other captions of the image say and this one does not: that may be
-    true of it.
+    true of it. A draw does not depend on which other options fit.
     """
 
     def __init__(self, used: set[str], avoided: set[str], rng: np.random.Generator) -> None:
         self._used, self._avoided, self._rng = used, avoided, rng
 
     def one_of(self, options: Sequence[str]) -> str | None:
-        """One of the fitting options; the draw does not depend on which others fit."""
-        order = self._rng.permutation(len(options))
-        return next((options[i] for i in order if self._fits(options[i])), None)
+        """One of the options that the data set uses and that no other caption of the image says."""
+        return self.opposite(
+            [option for option in self._shuffled(options) if not self._avoided.issuperset(option.split())]
+        )
 
-    def drawn(self, options: Sequence[str]) -> str | None:
-        """One of the options that the data set uses, whatever other captions say: for opposites, which exclude it."""
-        order = self._rng.permutation(len(options))
-        return next((options[i] for i in order if self._used.issuperset(options[i].split())), None)
+    def opposite(self, options: Sequence[str]) -> str | None:
+        """One of the options that the data set uses; what they contradict excludes them, whatever others say."""
+        return next((option for option in self._shuffled(options) if self._used.issuperset(option.split())), None)
 
-    def _fits(self, option: str) -> bool:
-        words = option.split()
-        return self._used.issuperset(words) and not (words and self._avoided.issuperset(words))
+    def _shuffled(self, options: Sequence[str]) -> list[str]:
+        return [options[i] for i in self._rng.permutation(len(options))]

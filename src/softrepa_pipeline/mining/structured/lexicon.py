@@ -1,321 +1,137 @@
-"""The words that the rules know: what exists beside what, what excludes what, and how it is inflected.
-
-Nouns stand in groups of the same kind. A group is a list of sets; words of one set may name the same thing, so they
-never replace each other, while words of different sets do. Behind a bar stand words that are understood but never put
-into a caption. COCO's categories and the commonest further nouns of its captions are here.
-"""
+"""The words of `lexicon.toml`, ready for look-up: what excludes what, what may name the same, and inflections."""
 
 from __future__ import annotations
 
-_GROUPS: dict[str, str] = {
-    "adult": "man|guy gentleman, woman|lady",
-    "child": "boy, girl",
-    "athlete": "skier, surfer, skateboarder, snowboarder",
-    "person": "|person child kid baby toddler player rider batter adult skater tennis_player baseball_player",
-    "animal": "cat|kitten kitty, dog|puppy, horse|pony foal, sheep|lamb goat, cow|calf bull, elephant, zebra, giraffe,"
-    "bird|duck goose seagull pigeon parrot owl chicken swan, bear|polar_bear cub, monkey|ape, rabbit|bunny, deer",
-    "vehicle": "car|taxi cab van suv, truck|van suv pickup_truck fire_truck, bus|trolley double_decker_bus,"
-    "train|trolley tram subway locomotive, motorcycle|motorbike bike scooter, bicycle|bike,"
-    "airplane plane|jet airliner, boat|ship sailboat canoe ferry",
-    "room": "kitchen, bathroom|restroom, bedroom|hotel_room, living_room|room, office",
-    "outdoors": "beach|shore, street|road highway, field|pasture meadow, forest|woods",
-    "furniture": "chair|seat stool, couch sofa|seat, bed, table|desk dining_table counter coffee_table,"
-    "desk|table counter, bench|seat",
-    "bathroom": "sink|bathroom_sink, toilet|urinal, bathtub|tub",
-    "appliance": "refrigerator|fridge, oven|stove, microwave|microwave_oven, toaster",
-    "screen": "laptop|laptop_computer computer, television tv|monitor screen computer_monitor,"
-    "phone cell_phone|cellphone smartphone",
-    "dish": "cup|mug glass coffee_cup, bottle|wine_bottle, bowl|dish, plate|dish, glass|cup wine_glass, vase",
-    "cutlery": "fork, knife, spoon",
-    "meal": "pizza, sandwich|hamburger, hot_dog hotdog, donut doughnut|bagel, cake|birthday_cake",
-    "fruit": "banana, apple, orange, carrot, strawberry, lemon",
-    "gear": "skateboard|skate_board board, snowboard|snow_board board, surfboard|surf_board board, kite, frisbee|disc",
-    "racket": "tennis_racket racket|racquet tennis_racquet, baseball_bat|bat",
-    "luggage": "backpack|bag, suitcase|bag, umbrella, purse|handbag bag",
-    "clothing": "hat|cap helmet, tie|necktie, scarf",
-    "street furniture": "fire_hydrant hydrant, stop_sign, parking_meter, traffic_light|stoplight, street_sign",
-    "container": "box|crate, basket, bag|sack paper_bag plastic_bag",
-    "toy": "teddy_bear|stuffed_bear, doll",
-    "shape": "circle disc, square box, triangle",
-    "thing": "|statue clock ball book pillow lamp flower plant blanket keyboard computer_mouse remote camera toothbrush"
-    " tray sign pot wagon carriage clock_tower computer animal stuffed_animal sculpture tower toy",
-    "scenery": "|tree building house wall window bridge mirror fence wave door hill mountain river lake pond branch"
-    " rock stand",
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+_TABLE: dict[str, Any] = tomllib.loads((files(__package__) / "lexicon.toml").read_text(encoding="utf-8"))
+
+
+def _list(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := " ".join(part.split()).replace("_", " "))]
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """ "man men, computer_mouse computer_mice" as a mapping."""
+    pairs = (part.split() for part in text.split(","))
+    return {first.replace("_", " "): second.replace("_", " ") for first, second in pairs}
+
+
+def _words(text: str) -> list[str]:
+    return [word.replace("_", " ") for word in text.split()]
+
+
+@dataclass(frozen=True)
+class _NounSet:
+    """Nouns that may name the same thing; `put_in` are those that an edit uses."""
+
+    put_in: tuple[str, ...]
+    words: frozenset[str]
+
+    @classmethod
+    def read(cls, text: str) -> _NounSet:
+        put_in, _, others = text.partition("|")
+        return cls(tuple(_words(put_in)), frozenset(_words(put_in + others)))
+
+
+_SETS = {
+    group.replace("_", " "): [_NounSet.read(part) for part in text.split(",")]
+    for group, text in _TABLE["nouns"].items()
 }
-_SUBSTANCES: dict[str, str] = {
-    "sport": "tennis, baseball, soccer|football, basketball, volleyball, golf, frisbee",
-    "food": "broccoli, rice, pasta|spaghetti, salad, soup, bread|toast",
-    "ground": "snow|ice, grass, sand|dirt, water",
+_ALL_NOUNS = [noun for sets in _SETS.values() for one in sets for noun in sorted(one.words)]
+GROUPS_OF = {
+    noun: [group for group, sets in _SETS.items() if any(noun in one.words for one in sets)] for noun in _ALL_NOUNS
 }
-# Where one of these stands another may well stand unnamed, so the noun is replaced only where something is placed or
-# done there: a cat in a sink is not in a toilet, while a bathroom with a sink may have one.
-HOUSEHOLD = {
-    *("furniture", "bathroom", "appliance", "screen", "dish", "cutlery", "container", "luggage", "clothing"),
-    *("fruit", "food", "racket", "outdoors", "ground", "toy"),
-}
-UNCOUNTED = {"room", "outdoors", "scenery", "bathroom", "appliance", *_SUBSTANCES}
-PEOPLE = {"adult", "child", "athlete", "person"}
-AGENTS = {*PEOPLE, "animal"}
-ADULTS = {"man", "woman", "person", "lady", "guy", "gentleman", "adult"}
-_IRREGULAR = {
-    **{"man": "men", "woman": "women", "person": "people", "child": "children", "gentleman": "gentlemen"},
-    **{"sheep": "sheep", "deer": "deer", "knife": "knives", "goose": "geese", "calf": "calves", "bus": "buses"},
-    **{"computer_mouse": "computer mice", "scarf": "scarves", "loaf": "loaves"},
-}
-# Plurals that mean something else.
-_NO_PLURALS = {"glasses", "woods", "boxes of", "waters", "streets sign"}
+# Names of groups.
+PEOPLE = frozenset(_list(_TABLE["groups"]["people"]))
+AGENTS = PEOPLE | {"animal"}
+UNCOUNTED = frozenset(_list(_TABLE["groups"]["uncounted"]))
+HOUSEHOLD = frozenset(_list(_TABLE["groups"]["household"]))
+GROUP_AFTER = {group.replace("_", " "): frozenset(_list(text)) for group, text in _TABLE["groups"]["after"].items()}
+
+_PLURALS = _pairs(_TABLE["inflection"]["plurals"])
 
 
 def plural(noun: str) -> str:
     """The plural of a noun of the lexicon."""
-    key = noun.replace(" ", "_")
-    if key in _IRREGULAR:
-        return _IRREGULAR[key]
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return noun + "es"
+    if noun in _PLURALS:
+        return _PLURALS[noun]
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
-    return noun + "s"
+    return _with_s(noun)
 
 
-def _read(groups: dict[str, str]) -> dict[str, list[tuple[list[str], list[str]]]]:
-    """For each group its sets, each as (words to put in, all words)."""
-    return {
-        group: [
-            (targets.split(), [*targets.split(), *others.split()])
-            for targets, _, others in (part.strip().partition("|") for part in text.split(","))
-        ]
-        for group, text in groups.items()
-    }
+def _with_s(word: str) -> str:
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def _spaced(word: str) -> str:
-    return word.replace("_", " ")
+_NO_PLURALS = _list(_TABLE["inflection"]["no_plurals"])
+SINGULAR_OF = {plural(noun): noun for noun in _ALL_NOUNS if plural(noun) not in _NO_PLURALS}
+VERBS = {
+    **_pairs(_TABLE["inflection"]["irregular_verbs"]),
+    **{_with_s(verb): verb for verb in _list(_TABLE["inflection"]["verbs"])},
+}
+"""The third person singular and its plural."""
+PLURAL_VERBS = {plural_form: singular for singular, plural_form in VERBS.items()}
 
 
-_SETS = _read({**_GROUPS, **_SUBSTANCES})
-GROUPS_OF: dict[str, list[str]] = {}
-for _group, _sets in _SETS.items():
-    for _, _words in _sets:
-        for _word in _words:
-            if _group not in GROUPS_OF.setdefault(_spaced(_word), []):
-                GROUPS_OF[_spaced(_word)].append(_group)
-SINGULAR_OF = {plural(noun): noun for noun in GROUPS_OF if plural(noun) not in _NO_PLURALS}
+def synonyms(noun: str) -> set[str]:
+    """All nouns that may name the same thing, itself among them."""
+    return {word for group in GROUPS_OF[noun] for one in _SETS[group] if noun in one.words for word in one.words}
 
 
 def others_of_kind(noun: str, group: str) -> list[str]:
     """The nouns of a group that cannot name the same thing as `noun`."""
     same = synonyms(noun)
-    return [other for targets, _ in _SETS[group] for other in map(_spaced, targets) if other not in same]
+    return [other for one in _SETS[group] for other in one.put_in if other not in same]
 
 
-def synonyms(noun: str) -> set[str]:
-    """All nouns that may name the same thing, itself among them."""
-    sets = [words for group in GROUPS_OF[noun] for _, words in _SETS[group]]
-    return {noun, *(_spaced(word) for words in sets if noun.replace(" ", "_") in words for word in words)}
-
-
-# Traps: nouns that end in a noun of the lexicon but are none of its kind, or start with one.
-COMPOUNDS = {
-    *("bus stop", "bus stops", "train station", "train tracks", "car park", "guinea pig", "sea lion", "hot air"),
-    *("bean bag", "bean bags", "sleeping bag", "punching bag", "book bag", "road sign", "sun hat", "home plate"),
-    *("license plate", "license plates", "toilet seat", "toilet paper", "cat fish", "toy car", "race horse"),
-    *("bed room", "dining room", "waiting room", "rest room", "locker room", "bath tub", "hot tub", "paper plate"),
-    *("rocking horse", "rocking chair", "wheel chair", "high chair", "flower bed", "truck bed", "pool table"),
+_COLORS = {color: _list(text) for color, text in {**_TABLE["colors"], **_TABLE["shades"]}.items()}
+COLORS = frozenset(_COLORS)
+OTHER_COLORS = {
+    color: [other for other in _TABLE["colors"] if other != color and other not in like]
+    for color, like in _COLORS.items()
 }
+"""For each colour those that nobody would call it."""
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey")
-# Colours that people call by either name, and shades that are only understood.
-_LIKE = {
-    "red": "orange pink brown",
-    "orange": "red yellow brown",
-    "yellow": "orange",
-    "green": "",
-    "blue": "purple",
-    "purple": "blue pink",
-    "pink": "red purple",
-    "brown": "red orange black gray grey",
-    "black": "brown gray grey",
-    "white": "gray grey",
-    "gray": "grey black white brown blue",
-    "grey": "gray black white brown blue",
-    "tan": "brown orange yellow white gray grey",
-    "beige": "brown yellow white gray grey",
-    "silver": "gray grey white",
-    "gold": "yellow orange brown",
-    "golden": "yellow orange brown",
-    "maroon": "red brown purple",
-    "teal": "green blue",
-    "blonde": "yellow white brown",
+
+@dataclass(frozen=True)
+class Attribute:
+    """What an attribute `becomes`, before which nouns or groups (any where there are none) and before which not."""
+
+    becomes: tuple[str, ...]
+    before: frozenset[str]
+    not_before: frozenset[str]
+
+
+ATTRIBUTES = {
+    word: Attribute(
+        tuple(_list(entry["becomes"])),
+        frozenset(_list(entry.get("before", ""))),
+        frozenset(_list(entry.get("not_before", ""))),
+    )
+    for word, entry in _TABLE["attributes"].items()
 }
-ALL_COLORS = set(_LIKE)
-OTHER_COLORS = {color: [c for c in COLORS if c != color and c not in _LIKE[color].split()] for color in _LIKE}
-# After these a colour belongs to a name, or the picture is meant.
-NOT_COLORED = {
-    *("juice", "house", "slices", "slice", "wedges", "peel", "peels", "tree", "trees", "sox", "bull", "wine", "caps"),
-    *("board", "water", "photo", "photograph", "picture", "image", "photography", "tv", "television", "beans", "tea"),
-    *("friday", "eye", "pepper", "peppers", "olives", "rice", "onion", "onions", "belt", "out", "and", "lettuce"),
-    *("shot", "pic", "snapshot", "film", "portrait", "print", "scene", "view", "section", "halves", "sauce", "jay"),
-    *("people", "american", "vegetables", "vegetable", "veggies", "meat", "bread", "walls-and", "sugar"),
-}
+POLES = [{word: pole for pole in text.split(",") for word in pole.split()} for text in _TABLE["poles"].values()]
+"""For each kind of attribute its words, each with its pole; words of one pole may be true together."""
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = tuple(str(number) for number in range(1, 11))
-# A plural after these is no count of things.
-NOT_COUNTED = {"years", "year", "minutes", "hours", "feet", "inches", "miles", "dollars", "times", "days", "oclock"}
 
-# Attributes that exclude each other: (word, what replaces it, before which nouns or groups; any where none is named).
-_PEOPLE_WORDS = "adult person"
-ATTRIBUTES: dict[str, tuple[str, str]] = {
-    "small": ("large big", ""),
-    "large": ("small little", ""),
-    "big": ("small little", ""),
-    "huge": ("tiny small", ""),
-    "giant": ("tiny small", ""),
-    "tiny": ("huge large", ""),
-    "little": ("large big", "!child !person"),
-    "tall": ("short small", ""),
-    "short": ("long tall", "hair sleeves skirt tower building giraffe man woman person tree"),
-    "long": ("short", ""),
-    "young": ("old elderly", "adult !child"),
-    "younger": ("older", "adult"),
-    "older": ("younger", "adult"),
-    "elderly": ("young", "adult"),
-    "old": ("young", "adult"),
-    "wooden": ("metal plastic", ""),
-    "metal": ("wooden plastic", ""),
-    "plastic": ("wooden metal", ""),
-    "brick": ("wooden", "wall building house"),
-    "clean": ("dirty", "bathroom kitchen room toilet sink desk street bedroom plate office"),
-    "dirty": ("clean", ""),
-    "empty": ("full", "plate bowl glass cup bottle refrigerator suitcase basket box shelf"),
-    "full": ("empty", "plate bowl glass cup bottle refrigerator suitcase basket box shelf"),
-    "dark": ("light bright", "background colors room hair sky"),
-    "light": ("dark", "background colors hair"),
-    "bright": ("dark", "colors room sky light"),
-    "sunny": ("rainy cloudy", "day"),
-    "cloudy": ("sunny", "day"),
-    "rainy": ("sunny", "day"),
-    "snowy": ("grassy", "field hill hillside area ground"),
-    "grassy": ("snowy", "field hill hillside area ground park"),
-    "wet": ("dry", "street road ground sidewalk pavement"),
-    "dry": ("wet lush", "grass field ground"),
-    "lush": ("dry", "field grass"),
-    "male": ("female", ""),
-    "female": ("male", ""),
-    "open": ("closed", "door window laptop book umbrella refrigerator suitcase box oven"),
-    "closed": ("open", "door window laptop book umbrella refrigerator suitcase box oven"),
-    "crowded": ("empty deserted", "street beach room restaurant bus train park"),
-    "busy": ("empty deserted", "street road highway intersection city"),
-    "happy": ("sad", ""),
-}
-# Words before a noun that are neither replaced nor nouns.
-MODIFIERS = {
-    *("stuffed", "baby", "toy", "wild", "cute", "beautiful", "nice", "fluffy", "furry", "striped", "spotted", "adult"),
-    *("single", "double", "modern", "vintage", "colorful", "wet", "parked", "other", "very", "lone", "asian", "pretty"),
-    *("smiling", "sleeping", "sitting", "standing", "moving", "flying", "police", "passenger", "city", "real", "fake"),
-}
-# Attributes of one kind change places with each other.
-ATTRIBUTE_KINDS = (
-    ALL_COLORS,
-    {"small", "large", "big", "huge", "giant", "tiny", "little"},
-    {"tall", "short"},
-    {"young", "old", "older", "younger", "elderly"},
-    {"wooden", "metal", "plastic", "brick", "stone", "glass", "concrete"},
-)
+_FUNCTION = {name: frozenset(_list(text)) for name, text in _TABLE["function_words"].items()}
+DETERMINERS = _FUNCTION["determiners"] | _FUNCTION["plural_determiners"] | {*NUMBERS, *DIGITS}
+FUNCTION_WORDS = _FUNCTION["prepositions"] | _FUNCTION["conjunctions"] | _FUNCTION["adverbs"]
+PARTICIPLES = _FUNCTION["participles"]
+MODIFIERS = _FUNCTION["modifiers"] | COLORS | frozenset(ATTRIBUTES)
+SINGULAR_REFERENCES = _FUNCTION["singular_references"]
+PLURAL_REFERENCES = _FUNCTION["plural_references"]
 
-DETERMINERS = {"a", "an", "the", "this", "that", "his", "her", "their", "its", "another", "some", "several", "many"}
-PLURAL_DETERMINERS = {"some", "several", "many", "these", "those", "various", "few", "multiple", "of"}
-PREPOSITIONS = {
-    *(
-        "on",
-        "in",
-        "at",
-        "with",
-        "by",
-        "near",
-        "under",
-        "over",
-        "above",
-        "below",
-        "behind",
-        "beside",
-        "inside",
-        "outside",
-    ),
-    *("of", "to", "from", "for", "into", "onto", "through", "across", "along", "against", "around", "between", "atop"),
-    *("among", "down", "up", "off", "past", "toward", "towards", "next", "beneath", "underneath", "during", "without"),
-    *("without", "after", "before", "about", "amongst", "alongside", "upon", "within"),
-}
-CONJUNCTIONS = {"and", "or", "while", "as", "where", "when", "but", "that", "which", "who", "because", "than", "whose"}
-ADVERBS = {"together", "alone", "outdoors", "indoors", "nearby", "there", "here", "just", "all", "both", "also", "not"}
-PARTICIPLES = {
-    "seen",
-    "made",
-    "shown",
-    "left",
-    "held",
-    "driven",
-    "eaten",
-    "cut",
-    "set",
-    "lit",
-    "hung",
-    "taken",
-    "ready",
-}
-_REGULAR_VERBS = {
-    *("sit", "stand", "walk", "run", "lie", "lay", "ride", "hold", "look", "eat", "play", "drive", "jump"),
-    *("sleep", "wear", "pose", "rest", "swim", "graze", "drink", "pull", "hang", "hit", "swing", "throw"),
-    *("wait", "smile", "lean", "get", "take", "use", "travel", "move", "make", "show", "appear", "seem"),
-    *("come", "talk", "read", "prepare", "fill", "cover", "contain", "feature", "perform", "cut", "float"),
-    *("roam", "work", "display", "sniff", "enjoy", "gather"),
-}
-# Third person singular and its plural.
-VERBS = {
-    **{"is": "are", "was": "were", "has": "have", "does": "do", "goes": "go", "flies": "fly", "carries": "carry"},
-    **{verb + "s": verb for verb in _REGULAR_VERBS},
-    **{"catches": "catch", "watches": "watch", "reaches": "reach", "crosses": "cross", "passes": "pass"},
-}
-PLURAL_VERBS = {plural_form: singular for singular, plural_form in VERBS.items()}
-SINGULAR_PRONOUNS = {
-    *("it", "its", "itself", "he", "his", "him", "himself", "she", "her", "hers", "herself", "it's", "he's", "she's"),
-    *("alone", "another", "other", "each", "which", "there's"),
-}
-PLURAL_PRONOUNS = {
-    *("they", "their", "them", "themselves", "each", "both", "together", "other", "others", "another", "various"),
-    *("different", "between", "same", "line", "row", "apart", "one", "separate", "facing", "all", "who", "which"),
-}
-# -ing and -ed words after a noun that go with it into a compound.
-NOT_PARTICIPLES = {
-    *(
-        "parking",
-        "crossing",
-        "racing",
-        "sledding",
-        "training",
-        "building",
-        "ring",
-        "wing",
-        "king",
-        "string",
-        "painting",
-    ),
-    *("clothing", "drawing", "ceiling", "railing", "wedding", "evening", "morning", "setting", "wing", "something"),
-    *("bed", "shed", "sled", "shaped", "sized", "colored", "flavored", "seed", "weed", "red", "themed", "powered"),
-    *(
-        "faced",
-        "headed",
-        "haired",
-        "eyed",
-        "wheeled",
-        "breed",
-        "feed",
-        "speed",
-        "based",
-        "drawing",
-        "boarding",
-        "thing",
-    ),
-    *("dressing", "icing", "frosting", "topping", "bedding", "seating", "landing", "wrapping"),
-}
+_TRAPS = {name: frozenset(_list(text)) for name, text in _TABLE["traps"].items()}
+COMPOUNDS = _TRAPS["compounds"]
+NOT_COLORED = _TRAPS["not_colored"]
+NOT_COUNTED = _TRAPS["not_counted"]
+NOT_PARTICIPLES = _TRAPS["not_participles"]
+CONTEXTS = {name: frozenset(_list(text)) for name, text in _TABLE["contexts"].items()}

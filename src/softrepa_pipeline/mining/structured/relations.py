@@ -3,124 +3,149 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from softrepa_pipeline.mining.structured import lexicon
 from softrepa_pipeline.mining.structured.choice import Choice
-from softrepa_pipeline.mining.structured.sentence import Phrase, Sentence
+from softrepa_pipeline.mining.structured.sentence import Sentence
 
-_FURNITURE = {"furniture", "vehicle", "bathroom", "appliance", "luggage", "gear", "screen"}
-_SUPPORTS = {*_FURNITURE, "animal"}
-_SLOPES = {"hill", "stairs", "slope", "ramp", "mountain", "steps", "staircase", "escalator", "stairway", "ladder"}
-_LEVELS = {"shelf", "bunk", "row", "half", "left", "right", "part", "step", "corner", "of"}
-_NOT_ON = {"based", "working", "focused", "put", "playing", "talking", "work", "down", "up", "turned", "game", "back"}
-_STILL_PLACES = {"on", "in", "next", "near", "by", "beside", "behind", "under", "at", "with", "together", "outside"}
+Condition = Callable[[Sentence, int, int], bool]
+"""Whether words [start, end) of a sentence are meant as the relation."""
+
+_SUPPORTS = {"furniture", "resting place", "vehicle", "cycle", "bathroom", "appliance", "luggage", "gear", "animal"}
 
 
 @dataclass(frozen=True)
 class _Relation:
-    """Words and what they become, where `holds(sentence, start, end)` says that they are meant so."""
-
     words: tuple[str, ...]
-    others: tuple[str, ...]
-    holds: Callable[[Sentence, int, int], bool]
+    becomes: tuple[str, ...]
+    is_meant: Condition
 
 
-def _phrase_after(sentence: Sentence, end: int) -> Phrase | None:
-    return next((p for p in sentence.phrases if p.start == end and sentence.joined(end)), None)
+def _before_thing(sentence: Sentence, start: int, end: int) -> bool:
+    return sentence.word(end) in lexicon.DETERMINERS - {"that"} or sentence.phrase_at(end) is not None
 
 
-def _before_things(sentence: Sentence, start: int, end: int) -> bool:
-    """Whether a determiner follows, so that the words are a preposition."""
-    following = sentence.words[end] if sentence.joined(end) else ""
-    return bool(following) and (
-        following in lexicon.DETERMINERS - {"that"}
-        or following in {*lexicon.NUMBERS, *lexicon.PLURAL_DETERMINERS}
-        or _phrase_after(sentence, end) is not None
+def _before(groups: AbstractSet[str]) -> Condition:
+    def is_meant(sentence: Sentence, start: int, end: int) -> bool:
+        phrase = sentence.phrase_at(end)
+        return (
+            phrase is not None and phrase.is_one_of(groups) and sentence.before(start) not in lexicon.CONTEXTS["not_on"]
+        )
+
+    return is_meant
+
+
+def _before_nouns(*nouns: str) -> Condition:
+    def is_meant(sentence: Sentence, start: int, end: int) -> bool:
+        phrase = sentence.phrase_at(end)
+        return phrase is not None and phrase.noun in nouns
+
+    return is_meant
+
+
+def _by(groups: AbstractSet[str], places: AbstractSet[str] = lexicon.CONTEXTS["places"]) -> Condition:
+    """Whether things of these groups do it, and nothing but a place is said of it."""
+
+    def is_meant(sentence: Sentence, start: int, end: int) -> bool:
+        if not sentence.joined(start) or (sentence.joined(end) and sentence.words[end] not in places):
+            return False
+        subject_end = start - (sentence.words[start - 1] in {"is", "are"})
+        subject_end -= subject_end < start and sentence.before(subject_end) == "that"
+        subject = next((phrase for phrase in sentence.phrases if phrase.end == subject_end), None)
+        return subject is not None and subject.is_one_of(groups) and sentence.joined(subject_end)
+
+    return is_meant
+
+
+def _riding(sentence: Sentence, start: int, end: int) -> bool:
+    return _before({"cycle", "animal", "gear"})(sentence, start, end) and _by(lexicon.AGENTS, {"a", "an"})(
+        sentence, start, end
     )
-
-
-def _before(groups: set[str]) -> Callable[[Sentence, int, int], bool]:
-    def holds(sentence: Sentence, start: int, end: int) -> bool:
-        phrase = _phrase_after(sentence, end)
-        return phrase is not None and phrase.is_one_of(groups) and sentence.before(start) not in _NOT_ON
-
-    return holds
 
 
 def _is_side(sentence: Sentence, start: int, end: int) -> bool:
-    following = sentence.words[end] if sentence.joined(end) else ""
-    if following in {"of", "side", "hand", "corner"}:
+    if sentence.word(end) in {"of", "side", "hand", "corner"}:
         return True
-    ends = not following or following in {"and", "is", "with"}
-    return ends and sentence.before(start) == "the"
+    return sentence.word(end) in {"", "and", "is", "with"} and sentence.before(start) == "the"
 
 
 def _is_level(sentence: Sentence, start: int, end: int) -> bool:
-    following = sentence.words[end] if sentence.joined(end) else ""
-    return following in _LEVELS and sentence.before(start) == "the"
+    return sentence.word(end) in lexicon.CONTEXTS["levels"] and sentence.before(start) == "the"
+
+
+def _is_end(sentence: Sentence, start: int, end: int) -> bool:
+    return sentence.word(end) == "of" and sentence.before(start) == "the"
 
 
 def _is_slope(sentence: Sentence, start: int, end: int) -> bool:
-    if not sentence.joined(end) or sentence.words[end] not in lexicon.DETERMINERS:
-        return False
-    return any(
-        sentence.words[i] in _SLOPES and not sentence.after(i).startswith(("side", "top"))
-        for i in range(end + 1, min(end + 4, len(sentence)))
+    near = range(end + 1, min(end + 4, len(sentence)))
+    return sentence.word(end) in lexicon.DETERMINERS and any(
+        sentence.words[i] in lexicon.CONTEXTS["slopes"] and sentence.word(i + 1) != "side" for i in near
     )
 
 
-def _by_agent(sentence: Sentence, start: int, end: int) -> bool:
-    """Whether people or animals do it, and stay in their place."""
-    following = sentence.words[end] if sentence.joined(end) else ""
-    subject = sentence.before(start)
-    agent = next((p for p in sentence.phrases if start - 2 <= p.end - 1 < start), None)
-    if agent is None or not agent.is_one_of(lexicon.AGENTS):
-        return False
-    linked = agent.end == start or (agent.end == start - 1 and subject in {"is", "are", "that"})
-    return linked and (not following or following in _STILL_PLACES) and sentence.joined(start)
+def _is_outdoors(sentence: Sentence, start: int, end: int) -> bool:
+    return sentence.before(start) not in {"the", "from"}
 
 
-def _relation(words: str, others: str, holds: Callable[[Sentence, int, int], bool]) -> _Relation:
-    return _Relation(tuple(words.split()), tuple(others.split(",")), holds)
-
-
-# Longer ones first: the words of a match are taken.
-_RELATIONS = (
-    _relation("in front of", "behind", _before_things),
-    _relation("on top of", "under,underneath,beneath", _before_things),
-    _relation("far from", "next to,near", _before_things),
-    _relation("next to", "far from", _before_things),
-    _relation("close to", "far from", _before_things),
-    _relation("inside of", "outside of", _before_things),
-    _relation("outside of", "inside of", _before_things),
-    _relation("near", "far from", _before_things),
-    _relation("beside", "far from", _before_things),
-    _relation("behind", "in front of", _before_things),
-    _relation("above", "below,under", _before_things),
-    _relation("below", "above,over", _before_things),
-    _relation("inside", "outside", _before_things),
-    _relation("outside", "inside", lambda s, start, end: s.before(start) not in {"the", "from"}),
-    _relation("underneath", "on top of", _before_things),
-    _relation("beneath", "on top of", _before_things),
-    _relation("under", "above,on top of", _before({*_SUPPORTS, "shape"})),
-    _relation("over", "under,below", _before({*_SUPPORTS, "shape"})),
-    _relation("on", "under,underneath", _before(_SUPPORTS)),
-    _relation("in", "beside,next to", _before({"container", "dish", "luggage"})),
-    _relation("left", "right", _is_side),
-    _relation("right", "left", _is_side),
-    _relation("top", "bottom", _is_level),
-    _relation("bottom", "top", _is_level),
-    _relation("front", "back", lambda s, start, end: s.before(start) == "the" and s.after(start) == "of"),
-    _relation("back", "front", lambda s, start, end: s.before(start) == "the" and s.after(start) == "of"),
-    _relation("up", "down", _is_slope),
-    _relation("down", "up", _is_slope),
-    _relation("sitting", "standing,lying,walking", _by_agent),
-    _relation("standing", "sitting,lying", _by_agent),
-    _relation("walking", "sitting,standing", _by_agent),
-    _relation("laying", "standing,walking", _by_agent),
-    _relation("lying", "standing,walking", _by_agent),
-    _relation("sleeping", "standing,walking", _by_agent),
+_THING = _before_thing
+_RELATIONS = tuple(
+    _Relation(tuple(words.split()), tuple(becomes.split(", ")), is_meant)
+    for words, becomes, is_meant in (
+        # Longer ones first, as each word is taken once.
+        ("in front of", "behind", _THING),
+        ("on top of", "under, underneath, beneath", _THING),
+        ("looking away from", "looking at", _THING),
+        ("inside of", "outside of", _THING),
+        ("outside of", "inside of", _THING),
+        ("far from", "next to, near", _THING),
+        ("next to", "far from", _THING),
+        ("close to", "far from", _THING),
+        ("looking at", "looking away from", _THING),
+        ("near", "far from", _THING),
+        ("beside", "far from", _THING),
+        ("behind", "in front of", _THING),
+        ("above", "below, under", _THING),
+        ("below", "above, over", _THING),
+        ("inside", "outside", _THING),
+        ("outside", "inside", _is_outdoors),
+        ("underneath", "on top of", _THING),
+        ("beneath", "on top of", _THING),
+        ("under", "above, on top of", _before({*_SUPPORTS, "shape"})),
+        ("over", "under, below", _before({*_SUPPORTS, "shape"})),
+        ("on", "under, underneath", _before(_SUPPORTS)),
+        ("at", "under", _before_nouns("table", "desk", "dining table")),
+        ("in", "beside, next to", _before({"container", "dish", "luggage"})),
+        ("in", "outside", _before({"room"})),
+        ("in", "next to", _before({"land"})),
+        ("left", "right", _is_side),
+        ("right", "left", _is_side),
+        ("top", "bottom", _is_level),
+        ("bottom", "top", _is_level),
+        ("front", "back", _is_end),
+        ("back", "front", _is_end),
+        ("up", "down", _is_slope),
+        ("down", "up", _is_slope),
+        ("riding", "standing next to", _riding),
+        ("sitting", "standing", _by(lexicon.AGENTS)),
+        ("standing", "sitting", _by(lexicon.AGENTS)),
+        ("walking", "sitting", _by(lexicon.AGENTS)),
+        ("running", "sitting", _by(lexicon.AGENTS)),
+        ("laying", "standing", _by(lexicon.AGENTS)),
+        ("lying", "standing", _by(lexicon.AGENTS)),
+        ("sleeping", "standing", _by(lexicon.AGENTS)),
+        ("grazing", "sleeping", _by({"animal"})),
+        ("sits", "stands", _by(lexicon.AGENTS)),
+        ("stands", "sits", _by(lexicon.AGENTS)),
+        ("walks", "sits", _by(lexicon.AGENTS)),
+        ("lays", "stands", _by(lexicon.AGENTS)),
+        ("lies", "stands", _by(lexicon.AGENTS)),
+        ("sleeps", "stands", _by(lexicon.AGENTS)),
+        ("sit", "stand", _by(lexicon.AGENTS)),
+        ("stand", "sit", _by(lexicon.AGENTS)),
+    )
 )
 
 
@@ -128,15 +153,14 @@ def replace_relation(sentence: Sentence, choice: Choice) -> Iterator[str]:
     """The opposite relation, as often as the caption has one."""
     taken: set[int] = set()
     for relation in _RELATIONS:
-        length = len(relation.words)
-        for start in range(len(sentence) - length + 1):
-            span = range(start, start + length)
-            if tuple(sentence.words[start : start + length]) != relation.words or not taken.isdisjoint(span):
+        for start in sentence.spans_of(*relation.words):
+            end = start + len(relation.words)
+            if not taken.isdisjoint(range(start, end)):
                 continue
-            if any(sentence.is_name(i) for i in span) or not all(sentence.joined(i) for i in span[1:]):
-                continue
-            taken.update(span)
-            if relation.holds(sentence, start, start + length):
-                new = choice.drawn(relation.others)
+            if relation.is_meant(sentence, start, end):
+                taken.update(range(start, end))
+                new = choice.opposite(relation.becomes)
                 if new:
-                    yield sentence.replaced({(start, start + length): new})
+                    yield sentence.replaced({(start, end): new})
+            elif len(relation.words) > 1:
+                taken.update(range(start, end))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
 from softrepa_pipeline.mining.structured import lexicon
 
+Changes = dict[tuple[int, int], str]
+"""Words [start, end) of a sentence and what stands in their place."""
+
 # What hyphens and apostrophes join is one word, so that "one-way" holds no number.
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 _AN = re.compile(r"(?!uni|use|eu|one|ufo)[aeiou]|hour|honest", re.IGNORECASE)
+_ADJECTIVE_ENDINGS = ("ed", "ful", "ous", "ish", "er", "y")
 _LONGEST_NOUN = 3
 
 
@@ -29,7 +35,7 @@ class Phrase:
     def groups(self) -> list[str]:
         return lexicon.GROUPS_OF[self.noun]
 
-    def is_one_of(self, groups: set[str]) -> bool:
+    def is_one_of(self, groups: AbstractSet[str]) -> bool:
         return not groups.isdisjoint(self.groups)
 
 
@@ -39,156 +45,171 @@ class Sentence:
     def __init__(self, text: str) -> None:
         self.text = text
         matches = list(_WORD.finditer(text))
-        self.written = [match.group() for match in matches]
-        self.words = [word.lower() for word in self.written]
-        self.spans = [match.span() for match in matches]
+        self._written = [match.group() for match in matches]
+        self._spans = [match.span() for match in matches]
+        self.words = [word.lower() for word in self._written]
 
     def __len__(self) -> int:
         return len(self.words)
 
-    def joined(self, position: int) -> bool:
-        """Whether nothing but space stands between this word and the one before it."""
-        return 0 < position < len(self) and self._gap(position).isspace()
+    def gap(self, position: int) -> str:
+        """What stands between a word and the one before it."""
+        return self.text[self._spans[position - 1][1] : self._spans[position][0]]
 
-    def _gap(self, position: int) -> str:
-        return self.text[self.spans[position - 1][1] : self.spans[position][0]]
+    def joined(self, position: int) -> bool:
+        """Whether there is a word here, and nothing but space between it and the one before."""
+        return 0 < position < len(self) and self.gap(position).isspace()
+
+    def word(self, position: int) -> str:
+        """The word here, or nothing where there is none or punctuation stands before it."""
+        return self.words[position] if self.joined(position) else ""
 
     def before(self, position: int) -> str:
         """The word before, or nothing where there is none or punctuation stands between."""
         return self.words[position - 1] if self.joined(position) else ""
 
-    def after(self, position: int) -> str:
-        """The word after, or nothing where there is none or punctuation stands between."""
-        return self.words[position + 1] if self.joined(position + 1) else ""
-
     def starts_sentence(self, position: int) -> bool:
-        return position == 0 or any(mark in self._gap(position) for mark in ".!?")
+        return position == 0 or any(mark in self.gap(position) for mark in ".!?")
 
     def is_name(self, position: int) -> bool:
         """Capitalised where a common word would not be, or the first of two capitalised words."""
-        if not self.written[position][0].isupper():
+        if not self._written[position][0].isupper():
             return False
         if not self.starts_sentence(position):
             return True
-        return self.joined(position + 1) and self.written[position + 1][0].isupper()
+        return self.joined(position + 1) and self._written[position + 1][0].isupper()
+
+    def is_determiner(self, position: int) -> bool:
+        word = self.word(position) or self.words[position]
+        return word in lexicon.DETERMINERS or word.endswith(("'s", "’s"))
+
+    def is_modifier(self, position: int) -> bool:
+        """Whether the lexicon knows the word as one that describes a noun after it; "and" between two colours does."""
+        word = self.words[position]
+        if word == "and":
+            return {self.before(position), self.word(position + 1)} <= lexicon.COLORS
+        return word in lexicon.MODIFIERS
+
+    def spans_of(self, *words: str) -> Iterator[int]:
+        """Where these words stand one after another, none of them a name."""
+        for start in range(len(self) - len(words) + 1):
+            rest = range(start + 1, start + len(words))
+            stands = self.words[start] == words[0] and all(self.word(i) == words[i - start] for i in rest)
+            if stands and not any(self.is_name(i) for i in (start, *rest)):
+                yield start
 
     @cached_property
     def phrases(self) -> list[Phrase]:
         """The noun phrases whose nouns the lexicon knows and that are no part of a longer compound."""
         found, position = [], 0
         while position < len(self):
-            noun, length = self._noun_at(position)
-            phrase = self._phrase(position, position + length, noun) if noun else None
-            if phrase:
-                found.append(phrase)
+            form, length = self._noun_at(position)
+            if form and self._ends_noun(position + length):
+                found.append(self._phrase(position, position + length, form))
             position += max(length, 1)
         return found
 
-    def phrase_with_head(self, position: int) -> Phrase | None:
-        return next((phrase for phrase in self.phrases if phrase.head == position), None)
+    def phrase_at(self, start: int) -> Phrase | None:
+        """The phrase that starts here, with nothing but space before it."""
+        return next((phrase for phrase in self.phrases if phrase.start == start and self.joined(start)), None)
+
+    def phrase_around(self, position: int) -> Phrase | None:
+        """The phrase that has this word before its noun."""
+        return next((phrase for phrase in self.phrases if phrase.start <= position < phrase.head), None)
 
     def _noun_at(self, position: int) -> tuple[str, int]:
-        """The longest noun that starts here, in the singular, and its number of words; a trap has words but no noun."""
+        """The longest noun that starts here and its number of words; a trap or a name has words but is no noun."""
         for length in range(min(_LONGEST_NOUN, len(self) - position), 0, -1):
-            if not all(self.joined(position + k) for k in range(1, length)):
-                continue
-            form = " ".join(self.words[position : position + length])
+            rest = range(position + 1, position + length)
+            form = " ".join([self.words[position], *(self.word(i) for i in rest)])
             if form in lexicon.COMPOUNDS:
                 return "", length
             if form in lexicon.SINGULAR_OF or form in lexicon.GROUPS_OF:
-                return form, length
+                return ("" if any(self.is_name(i) for i in (position, *rest)) else form), length
         return "", 0
-
-    def _phrase(self, head: int, end: int, form: str) -> Phrase | None:
-        if any(self.is_name(i) for i in range(head, end)) or not self._ends_noun(end):
-            return None
-        start = self._modified_from(head)
-        determiner = self.before(start) if self.joined(start) and self._is_determiner(start - 1) else None
-        is_plural = form in lexicon.SINGULAR_OF
-        if is_plural and form in lexicon.GROUPS_OF:
-            is_plural = determiner not in {"a", "an", "one", "this", "that", "another"}
-        begin = start - 1 if determiner else start
-        noun = lexicon.SINGULAR_OF[form] if is_plural else form
-        return Phrase(begin, head, end, noun, is_plural, determiner)
-
-    def _is_determiner(self, position: int) -> bool:
-        word = self.words[position]
-        known = {*lexicon.DETERMINERS, *lexicon.PLURAL_DETERMINERS, *lexicon.NUMBERS, *lexicon.DIGITS} - {"of"}
-        return word in known or word.endswith(("'s", "’s"))
-
-    def _modified_from(self, head: int) -> int:
-        """The first modifier of a noun: known ones, or one unknown word behind a determiner."""
-        start = head
-        while self.joined(start) and self._is_modifier(start - 1):
-            start -= 1
-        unknown = start - 1
-        if (
-            self.joined(start)
-            and self.joined(unknown)
-            and self._is_determiner(unknown - 1)
-            and self._may_modify(unknown)
-        ):
-            return unknown
-        return start
-
-    def _is_modifier(self, position: int) -> bool:
-        word = self.words[position]
-        if word == "and" and 0 < position < len(self) - 1:
-            return {self.words[position - 1], self.words[position + 1]} <= lexicon.ALL_COLORS
-        return word in lexicon.ATTRIBUTES or word in lexicon.ALL_COLORS or word in lexicon.MODIFIERS
-
-    def _may_modify(self, position: int) -> bool:
-        word = self.words[position]
-        return not (
-            self._is_determiner(position)
-            or self.is_function(word)
-            or word in lexicon.GROUPS_OF
-            or word in lexicon.SINGULAR_OF
-            or word in lexicon.VERBS
-            or word in lexicon.PLURAL_VERBS
-            or word.endswith("ing")
-            or (word.endswith("s") and not word.endswith(("ss", "us")))
-        )
-
-    @staticmethod
-    def is_function(word: str) -> bool:
-        return word in lexicon.PREPOSITIONS or word in lexicon.CONJUNCTIONS or word in lexicon.ADVERBS
 
     def _ends_noun(self, end: int) -> bool:
         """Whether the word at `end` cannot go on with the compound."""
-        if not self.joined(end):
-            return True
-        word = self.words[end]
+        word = self.word(end)
         is_participle = word.endswith(("ing", "ed")) and word not in lexicon.NOT_PARTICIPLES
-        return (
-            is_participle
-            or self.is_function(word)
-            or self._is_determiner(end)
-            or word in lexicon.VERBS
-            or word in lexicon.PLURAL_VERBS
-            or word in lexicon.PARTICIPLES
-        )
+        return not word or is_participle or self._is_closed(end) or word in lexicon.PARTICIPLES
 
-    def replaced(self, changes: dict[tuple[int, int], str]) -> str:
-        """The caption with words [start, end) exchanged; capitals stay in their places, articles before follow suit."""
-        changes = dict(changes)
-        taken = {position for start, end in changes for position in range(start, end)}
-        for (start, _), new in list(changes.items()):
-            if self.before(start) in {"a", "an"} and start - 1 not in taken:
-                changes[start - 1, start] = article_for(new)
+    def _is_closed(self, position: int) -> bool:
+        """Whether the word is a function word, a determiner or a known verb."""
+        word = self.words[position]
+        is_verb = word in lexicon.VERBS or word in lexicon.PLURAL_VERBS
+        return is_verb or word in lexicon.FUNCTION_WORDS or self.is_determiner(position)
+
+    def _phrase(self, head: int, end: int, form: str) -> Phrase:
+        start = self._modified_from(head)
+        determiner = self.before(start) if self.joined(start) and self.is_determiner(start - 1) else None
+        is_plural = form in lexicon.SINGULAR_OF
+        if is_plural and form in lexicon.GROUPS_OF:  # sheep
+            is_plural = determiner not in {"a", "an", "one", "this", "that", "another"}
+        noun = lexicon.SINGULAR_OF[form] if is_plural else form
+        return Phrase(start - bool(determiner), head, end, noun, is_plural, determiner)
+
+    def _modified_from(self, head: int) -> int:
+        """The first modifier of a noun: known ones, and between a determiner and the noun one unknown word."""
+        known = self._after_modifiers(head)
+        unknown = known - 1
+        if self.joined(known) and self.joined(unknown) and self._may_modify(unknown):
+            start = self._after_modifiers(unknown)
+            if self.joined(start) and self.is_determiner(start - 1):
+                return start
+        return known
+
+    def _after_modifiers(self, position: int) -> int:
+        """Back over all known modifiers before a word."""
+        while self.joined(position) and self.is_modifier(position - 1):
+            position -= 1
+        return position
+
+    def _may_modify(self, position: int) -> bool:
+        word = self.words[position]
+        is_noun = word in lexicon.GROUPS_OF or word in lexicon.SINGULAR_OF
+        return not (self._is_closed(position) or is_noun or word.endswith("ing") or ends_like_plural(word))
+
+    def is_compound(self, phrase: Phrase) -> bool:
+        """Whether the word before the noun may be a noun as well: "a neck tie", not "a fluffy cat"."""
+        last = phrase.head - 1
+        has_modifier = last >= phrase.start + bool(phrase.determiner)
+        return has_modifier and not (self.is_modifier(last) or self.words[last].endswith(_ADJECTIVE_ENDINGS))
+
+    def shares_its_article(self, phrase: Phrase) -> bool:
+        """Whether a noun without an article of its own follows, as in "a man and woman" or "a bed, desk and lamp"."""
+        if self.word(phrase.end) in {"and", "or"}:
+            return self.word(phrase.end + 1) not in lexicon.DETERMINERS
+        if phrase.end == len(self) or self.gap(phrase.end).strip() != ",":
+            return False
+        following = self.words[phrase.end]
+        return not (following.endswith("ing") or following in lexicon.DETERMINERS | lexicon.FUNCTION_WORDS)
+
+    def replaced(self, changes: Changes) -> str:
+        """The caption with words exchanged; capitals stay in place, and an article before a new word follows suit."""
+        changes = {**self._articles(changes), **changes}
         parts, place = [], 0
         for (start, end), new in sorted(changes.items()):
-            if self.written[start][0].isupper() and self.starts_sentence(start):
+            if self._written[start][0].isupper() and self.starts_sentence(start):
                 new = new[0].upper() + new[1:]
-            parts += [self.text[place : self.spans[start][0]], new]
-            place = self.spans[end - 1][1]
+            parts += [self.text[place : self._spans[start][0]], new]
+            place = self._spans[end - 1][1]
         return "".join([*parts, self.text[place:]])
+
+    def _articles(self, changes: Changes) -> Changes:
+        starts = [(start, new) for (start, _), new in changes.items()]
+        return {(start - 1, start): article_for(new) for start, new in starts if self.before(start) in {"a", "an"}}
 
     def said(self, start: int, end: int) -> str:
         """Words [start, end) as written, without the capital of a sentence's start."""
-        text = self.text[self.spans[start][0] : self.spans[end - 1][1]]
+        text = self.text[self._spans[start][0] : self._spans[end - 1][1]]
         return text[0].lower() + text[1:] if self.starts_sentence(start) else text
 
 
 def article_for(following: str) -> str:
     return "an" if _AN.match(following) else "a"
+
+
+def ends_like_plural(word: str) -> bool:
+    """Whether a word that the lexicon does not know ends as plurals and verbs do."""
+    return word.endswith("s") and not word.endswith(("ss", "us"))

@@ -1,123 +1,159 @@
-"""Edits in which two attributes, or two things, change places."""
+"""Edits in which two attributes, two numbers or two things change places."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Iterator, Mapping
+from itertools import combinations, pairwise
 
 from softrepa_pipeline.mining.structured import lexicon
+from softrepa_pipeline.mining.structured.agreement import counted
 from softrepa_pipeline.mining.structured.choice import Choice
-from softrepa_pipeline.mining.structured.sentence import Phrase, Sentence
-from softrepa_pipeline.mining.structured.words import is_colored
+from softrepa_pipeline.mining.structured.sentence import Changes, Phrase, Sentence
+from softrepa_pipeline.mining.structured.words import GENDERED, is_colored
 
-# Relations that do not hold the other way round.
-_ONE_WAY = {
-    *("on", "in", "inside", "under", "behind", "above", "below", "over", "atop", "beneath", "underneath", "riding"),
-    *("holding", "carrying", "pulling", "eating", "petting", "pushing", "driving", "using", "in front of", "on top of"),
-    *("left of", "right of", "to the left of", "to the right of", "inside of", "on the back of", "chasing", "feeding"),
-    *("underneath", "on the side of", "wearing", "outside of"),
-}
-_LINKS = {*("sitting", "standing", "laying", "lying", "walking", "sleeping", "parked", "is", "are", "that", "perched")}
-_LINKS |= {*("sits", "sit", "stands", "stand", "lies", "lays", "driving", "flying", "resting", "placed", "down", "up")}
+_ONE = {"a", "an", "one"}
+_BEFORE_SUBJECT = {"", "with", "while", "as", "and", "or", "is", "are", "where", "when"}
+_NO_PLACES = {"way", "land", "room", "ground", "scenery"}
+_CHILDREN = {"boy", "girl", "child", "kid", "baby", "toddler"}
 
 
 def swap_attribute(sentence: Sentence, choice: Choice) -> Iterator[str]:
-    """The first two attributes of a kind that two different things have, exchanged."""
-    for kind in lexicon.ATTRIBUTE_KINDS:
-        described = [(i, _head_of(sentence, i)) for i in range(len(sentence)) if _is_attribute(sentence, i, kind)]
+    """Two attributes of a kind that two different things have, or their two numbers, exchanged."""
+    for kind in ({color: color for color in lexicon.COLORS}, *lexicon.POLES):
+        described = [(i, _noun_of(sentence, i)) for i in range(len(sentence)) if _is_attribute(sentence, i, kind)]
         for (first, its), (second, others) in combinations(described, 2):
-            if its != others and its and others and _differ(sentence.words[first], sentence.words[second]):
-                places = {(first, first + 1): sentence.said(second, second + 1)}
-                yield sentence.replaced({**places, (second, second + 1): sentence.said(first, first + 1)})
+            if its and others and its != others and _may_swap(sentence, first, second, kind):
+                yield sentence.replaced(_exchanged(sentence, (first, first + 1), (second, second + 1)))
                 break
     yield from _swapped_numbers(sentence)
 
 
-def _is_attribute(sentence: Sentence, position: int, kind: set[str]) -> bool:
+def _exchanged(sentence: Sentence, first: tuple[int, int], second: tuple[int, int]) -> Changes:
+    return {first: sentence.said(*second), second: sentence.said(*first)}
+
+
+def _is_attribute(sentence: Sentence, position: int, kind: Mapping[str, str]) -> bool:
     word = sentence.words[position]
     if word not in kind or sentence.is_name(position):
         return False
-    return is_colored(sentence, position) if word in lexicon.ALL_COLORS else bool(_head_of(sentence, position))
+    return is_colored(sentence, position) if word in lexicon.COLORS else True
 
 
-def _differ(first: str, second: str) -> bool:
-    if first in lexicon.OTHER_COLORS and second in lexicon.OTHER_COLORS:
-        return second in lexicon.OTHER_COLORS[first] or first in lexicon.OTHER_COLORS[second]
-    sizes = ({"small", "little", "tiny", "short", "young", "younger"}, {"wooden", "metal", "plastic", "brick", "stone"})
-    if first in sizes[1] or second in sizes[1]:
-        return first != second
-    return (first in sizes[0]) != (second in sizes[0])
+def _may_swap(sentence: Sentence, first: int, second: int, kind: Mapping[str, str]) -> bool:
+    """Whether the attributes exclude each other, and none comes to stand beside itself, as in "black and black"."""
+    words = sentence.words
+    one, other = words[first], words[second]
+    if kind[one] == kind[other] or (one in lexicon.COLORS and other not in lexicon.OTHER_COLORS[one]):
+        return False
+    kept = [word for i, word in enumerate(words) if abs(i - first) <= 2 and i not in (first, second)]
+    kept_beside_second = [word for i, word in enumerate(words) if abs(i - second) <= 2 and i not in (first, second)]
+    return other not in kept and one not in kept_beside_second
 
 
-def _head_of(sentence: Sentence, position: int) -> str:
-    """The noun that an attribute describes, in the singular: the known one, or the first word that is no attribute."""
+def _noun_of(sentence: Sentence, position: int) -> str:
+    """The noun that an attribute describes: the known one, or the first word that is no attribute, in the singular."""
     if sentence.before(position) in {"is", "are"}:
-        back = position - 2 if sentence.before(position - 1) != "that" else position - 3
-        return next((p.noun for p in sentence.phrases if p.end - 1 == back), "")
-    phrase = next((p for p in sentence.phrases if p.start <= position < p.head), None)
+        end = position - 1 - (sentence.before(position - 1) == "that")
+        return next((phrase.noun for phrase in sentence.phrases if phrase.end == end), "")
+    phrase = sentence.phrase_around(position)
     if phrase:
         return phrase.noun
     end = position + 1
-    while sentence.joined(end) and _goes_on(sentence, end):
+    while sentence.joined(end) and sentence.is_modifier(end):
         end += 1
-    word = sentence.words[end] if sentence.joined(end) else ""
-    if sentence.is_function(word) or word in lexicon.VERBS or word in lexicon.PLURAL_VERBS:
-        return ""
-    return lexicon.SINGULAR_OF.get(word, word.removesuffix("s"))
-
-
-def _goes_on(sentence: Sentence, position: int) -> bool:
-    word = sentence.words[position]
-    return (
-        word in lexicon.ALL_COLORS
-        or word in lexicon.ATTRIBUTES
-        or (word == "and" and sentence.after(position) in lexicon.ALL_COLORS)
-    )
+    word = sentence.word(end)
+    is_verb = word in lexicon.VERBS or word in lexicon.PLURAL_VERBS
+    return "" if is_verb or word in lexicon.FUNCTION_WORDS else lexicon.SINGULAR_OF.get(word, word.removesuffix("s"))
 
 
 def _swapped_numbers(sentence: Sentence) -> Iterator[str]:
-    """ "two dogs and three cats" → "three dogs and two cats"."""
-    counted = [p for p in sentence.phrases if p.is_plural and p.determiner in lexicon.NUMBERS]
-    for first, second in combinations(counted, 2):
-        if first.determiner != second.determiner and first.noun != second.noun:
-            places = {(first.start, first.start + 1): str(second.determiner)}
-            yield sentence.replaced({**places, (second.start, second.start + 1): str(first.determiner)})
+    """ "two dogs and three cats" → "three dogs and two cats", "two dogs and a cat" → "a dog and two cats"."""
+    numbered = [p for p in sentence.phrases if p.determiner in _ONE or p.determiner in lexicon.NUMBERS]
+    for first, second in combinations(numbered, 2):
+        changes = None if first.noun == second.noun else _with_numbers_of(sentence, first, second)
+        if changes:
+            yield sentence.replaced(changes)
             return
 
 
+def _with_numbers_of(sentence: Sentence, first: Phrase, second: Phrase) -> Changes | None:
+    ours, theirs = str(first.determiner), str(second.determiner)
+    if first.is_plural and second.is_plural and ours != theirs:
+        return _exchanged(sentence, (first.start, first.start + 1), (second.start, second.start + 1))
+    if first.is_plural == second.is_plural:
+        return None
+    ours, theirs = ("a" if number == "an" else number for number in (ours, theirs))
+    changes = counted(sentence, first, theirs), counted(sentence, second, ours)
+    return None if None in changes else {**(changes[0] or {}), **(changes[1] or {})}
+
+
 def swap_object(sentence: Sentence, choice: Choice) -> Iterator[str]:
-    """Two things exchanged over a relation that does not hold the other way round: "a horse riding a man"."""
-    for first, second in zip(sentence.phrases, sentence.phrases[1:], strict=False):
-        if _can_swap(sentence, first, second):
-            yield sentence.replaced(
-                {
-                    (first.start, first.end): sentence.said(second.start, second.end),
-                    (second.start, second.end): sentence.said(first.start, first.end),
-                }
-            )
+    """Two things exchanged over a relation that does not hold the other way round, or who of two does something."""
+    for first, second in pairwise(sentence.phrases):
+        if _is_one_way(sentence, first, second):
+            yield sentence.replaced(_exchanged(sentence, (first.start, first.end), (second.start, second.end)))
+    for first, second in combinations(sentence.phrases, 2):
+        if _does_alone(sentence, first, second):
+            yield sentence.replaced(_exchanged(sentence, (first.head, first.end), (second.head, second.end)))
 
 
-def _can_swap(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
-    if not all(_has_own_determiner(phrase) for phrase in (first, second)):
-        return False
-    if not set(first.groups).isdisjoint(second.groups) and first.noun == second.noun:
-        return False
-    between = range(first.end, second.start)
-    if not between or not all(sentence.joined(i) for i in range(first.end, second.start + 1)):
+def _is_one_way(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
+    between = range(first.end, second.start + 1)
+    if not (_may_move(first) and _may_move(second)) or not all(sentence.joined(i) for i in between):
         return False
     words = sentence.words[first.end : second.start]
-    finite = [word for word in sentence.words[first.end :] if word in lexicon.VERBS or word in {"are", "were", "have"}]
-    if first.is_plural != second.is_plural and finite:
-        return False
-    while words and words[0] in _LINKS:
+    while words and words[0] in lexicon.CONTEXTS["links"]:
         words = words[1:]
-    if second.is_one_of({"outdoors", "room", "ground", "scenery"}):
-        return False
-    return " ".join(words) in _ONE_WAY and sentence.before(first.start) != "of"
-
-
-def _has_own_determiner(phrase: Phrase) -> bool:
-    fixed = {"a", "an", "the", "some", "several", "many", "one"}
-    return (phrase.determiner in fixed or phrase.determiner in lexicon.NUMBERS) or (
-        phrase.determiner is None and phrase.is_plural
+    relation = " ".join(words)
+    return (
+        relation in lexicon.CONTEXTS["one_way"]
+        and _is_meant(first, second, relation)
+        and _stays_grammatical(sentence, first, second)
     )
+
+
+def _may_move(phrase: Phrase) -> bool:
+    fixed = {*_ONE, "the", "some", "several", "many", *lexicon.NUMBERS}
+    return phrase.determiner in fixed or (phrase.determiner is None and phrase.is_plural)
+
+
+def _is_meant(first: Phrase, second: Phrase, relation: str) -> bool:
+    # Who sits before a thing has it before them.
+    if relation == "in front of" and first.is_one_of(lexicon.AGENTS):
+        return False
+    if relation == "on" and second.noun in lexicon.CONTEXTS["talked_on"]:
+        return False
+    return first.noun != second.noun and not second.is_one_of(_NO_PLACES)
+
+
+def _stays_grammatical(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
+    before, rest = sentence.before(first.start), sentence.words[first.end :]
+    is_shown = before == "of" and sentence.before(first.start - 1) in lexicon.CONTEXTS["pictures"]
+    if not is_shown and before not in _BEFORE_SUBJECT:
+        return False
+    # "There is the oven" introduces nothing, and a verb would have to change its number.
+    has_verb = not {*lexicon.VERBS, "are", "were", "have"}.isdisjoint([before, *rest])
+    if (before in {"is", "are"} and second.determiner == "the") or (has_verb and first.is_plural != second.is_plural):
+        return False
+    is_list = second.end < len(sentence) and "," in sentence.gap(second.end)
+    return not (is_list or sentence.shares_its_article(second) or sentence.word(second.end) == "of")
+
+
+def _does_alone(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
+    """Whether the first of two people or animals does something: "a man holding a kite next to a woman"."""
+    kinds = [groups for groups in (lexicon.PEOPLE, {"animal"}) if first.is_one_of(groups) and second.is_one_of(groups)]
+    if not kinds or first.is_plural != second.is_plural or not GENDERED.isdisjoint(sentence.words):
+        return False
+    between = sentence.words[first.end : second.start]
+    is_alone = sentence.word(first.end) in lexicon.CONTEXTS["deeds"] or not {"while", "as"}.isdisjoint(between)
+    return is_alone and _are_different(first.noun, second.noun)
+
+
+def _are_different(first: str, second: str) -> bool:
+    """Whether two nouns cannot name the same: a player may be a man, and a child a boy."""
+    if second in lexicon.synonyms(first):
+        return False
+    named = lexicon.GROUPS_OF[first] + lexicon.GROUPS_OF[second]
+    if "person" in named and not {first, second} & _CHILDREN:
+        return False
+    return not {first, second} <= _CHILDREN or {first, second} == {"boy", "girl"}
