@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
 from softrepa_pipeline.ingestion import load_rgb
-from softrepa_pipeline.mining.edits import CaptionEditor
+from softrepa_pipeline.mining.structured import CaptionEditor
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
 from softrepa_pipeline.training import (
     ExecutionConfig,
@@ -47,7 +47,7 @@ def rendered_data(backbone: Backbone, folder: Path, world: WorldConfig = _SMALL)
     captions = table["captions"]
     latents = encode_latents(backbone, table["image"], load_rgb, len(captions), 32, folder / "latents")
     editor = CaptionEditor(caption for own in captions for caption in own)
-    edits = [[editor.edits(caption) for caption in own] for own in captions]
+    edits = [[[edit.text for edit in editor.edits(caption, own)] for caption in own] for own in captions]
     every = sorted({caption for own in captions for caption in own})
     ids = [str(number) for number in range(len(captions))]
     return TrainingSet(latents, ids, captions, edits, [[] for _ in captions], every, np.arange(len(captions)))

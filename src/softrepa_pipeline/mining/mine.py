@@ -1,6 +1,6 @@
 """Hard negatives: captions that CLIP finds close to an image, yet not so close that they may be true of it.
 
-Beside them stand structured ones, the image's own captions with a contradiction in them (`mining.edits`).
+Beside them stand structured ones, the image's own captions with a contradiction in them (`mining.structured`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from softrepa_pipeline.mining.edits import CaptionEditor
 from softrepa_pipeline.mining.embed import ClipEncoder
 from softrepa_pipeline.mining.index import nearest
+from softrepa_pipeline.mining.structured import CaptionEditor
 
 _EDITS = pa.list_(pa.list_(pa.string()))
 
@@ -56,9 +56,10 @@ class Captioned:
 
 
 def mine(config: MineConfig, pairs: Iterable[Captioned], total: int, output: Path) -> dict[str, Any]:
-    """Write `negatives.parquet` (image_id, captions, edits, negatives, scores) and return its figures.
+    """Write `negatives.parquet` (image_id, captions, edits, edit_kinds, negatives, scores) and return its figures.
 
-    `edits` has one list of structured negatives for each of the image's captions, in their order.
+    `edits` has one list of structured negatives for each of the image's captions, in their order, `edit_kinds` their
+    kinds.
 
     Raises:
         ValueError: fewer than two distinct captions, so that nothing can be a negative.
@@ -119,11 +120,13 @@ def _write(
 ) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     editor = CaptionEditor(caption for own in captions_of for caption in own)
+    edits = [[editor.edits(caption, own) for caption in own] for own in captions_of]
     table = pa.table(
         {
             "image_id": image_ids,
             "captions": [list(own) for own in captions_of],
-            "edits": pa.array([[editor.edits(caption) for caption in own] for own in captions_of], _EDITS),
+            "edits": pa.array([[[edit.text for edit in some] for some in own] for own in edits], _EDITS),
+            "edit_kinds": pa.array([[[edit.kind for edit in some] for some in own] for own in edits], _EDITS),
             "negatives": [[caption for caption, _ in items] for items in negatives],
             "scores": pa.array([[score for _, score in items] for items in negatives], pa.list_(pa.float32())),
         }

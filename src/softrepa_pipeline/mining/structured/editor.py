@@ -1,0 +1,63 @@
+"""All edits of a caption, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from softrepa_pipeline.mining.structured import lexicon
+from softrepa_pipeline.mining.structured.choice import Choice
+from softrepa_pipeline.mining.structured.numbers import replace_number
+from softrepa_pipeline.mining.structured.relations import replace_relation
+from softrepa_pipeline.mining.structured.sentence import Sentence
+from softrepa_pipeline.mining.structured.swaps import swap_attribute, swap_object
+from softrepa_pipeline.mining.structured.words import replace_attribute, replace_colour, replace_object
+from softrepa_pipeline.randomness import numpy_generator
+
+Rule = Callable[[Sentence, Choice], Iterator[str]]
+RULES: dict[str, Rule] = {
+    "replace_number": replace_number,
+    "replace_colour": replace_colour,
+    "replace_attribute": replace_attribute,
+    "replace_object": replace_object,
+    "replace_relation": replace_relation,
+    "swap_attribute": swap_attribute,
+    "swap_object": swap_object,
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A caption that is false where the one it was made from is true, and the rule that made it, a key of `RULES`."""
+
+    text: str
+    kind: str
+
+
+class CaptionEditor:
+    """Edits captions with the words that the captions of a data set use, so that an edit reads like one of them."""
+
+    def __init__(self, captions: Iterable[str]) -> None:
+        self._used = {form for caption in captions for word in Sentence(caption).words for form in _forms(word)}
+
+    def edits(self, caption: str, others: Sequence[str] = ()) -> list[Edit]:
+        """Every edit of a caption, the same whenever it is made.
+
+        `others` are further captions of the same image: no edit equals one of them, and the colours, numbers and
+        things that only they name are not put in, as the image may well show them.
+        """
+        sentence = Sentence(caption)
+        said = {form for word in sentence.words for form in _forms(word)}
+        elsewhere = {form for other in others for word in Sentence(other).words for form in _forms(word)}
+        made: dict[str, Edit] = {}
+        for kind, rule in RULES.items():
+            choice = Choice(self._used, elsewhere - said, numpy_generator(0, f"{kind} of {caption}"))
+            for text in rule(sentence, choice):
+                made.setdefault(text, Edit(text, kind))
+        return [edit for text, edit in made.items() if text != caption and text not in others]
+
+
+def _forms(word: str) -> set[str]:
+    """A word, and where it is a noun of the lexicon, its singular and plural."""
+    singular = lexicon.SINGULAR_OF.get(word, word)
+    return {word, singular, lexicon.plural(singular)} if singular in lexicon.GROUPS_OF else {word}
