@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import tempfile
 import time
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
 from softrepa_pipeline.ingestion import load_rgb
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
+from softrepa_pipeline.tensor_store import TensorStore
 from softrepa_pipeline.training import (
     ExecutionConfig,
     FitConfig,
@@ -39,15 +41,21 @@ def embedded(family: str) -> Backbone:
     return load_backbone(model_config(family))
 
 
-def small_data(backbone: Backbone, folder: Path) -> TrainingSet:
-    """256 rendered images with their captions, encoded by the base; no mined negatives."""
+def small_data(family: str, folder: Path) -> TrainingSet:
+    """256 rendered images with their captions, encoded by the embedded base; no mined negatives."""
     write_world(WorldConfig(_NUM_IMAGES, 2, 2), folder / "world")
     table = pq.read_table(folder / "world/train/pairs.parquet").to_pydict()
     captions = table["captions"]
-    latents = encode_latents(backbone, table["image"], load_rgb, len(captions), 32, folder / "latents")
+    ids = [hashlib.sha256(image).hexdigest()[:32] for image in table["image"]]
+    latents = encode_latents(
+        model_config(family),
+        ids,
+        lambda places: (load_rgb(table["image"][place]) for place in places),
+        32,
+        TensorStore(folder / "latents"),
+    )
     empty = [[[] for _ in own] for own in captions]
     every = sorted({caption for own in captions for caption in own})
-    ids = [str(number) for number in range(len(captions))]
     return TrainingSet(latents, ids, captions, empty, [[] for _ in captions], every, np.arange(len(captions)))
 
 
