@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import tempfile
 import time
@@ -15,6 +16,7 @@ from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
 from softrepa_pipeline.ingestion import load_rgb
 from softrepa_pipeline.mining.structured import CaptionEditor
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
+from softrepa_pipeline.tensor_store import TensorStore
 from softrepa_pipeline.training import (
     ExecutionConfig,
     FitConfig,
@@ -40,16 +42,22 @@ def embedded(family: str) -> Backbone:
     return load_backbone(model_config(family))
 
 
-def rendered_data(backbone: Backbone, folder: Path, world: WorldConfig = _SMALL) -> TrainingSet:
+def rendered_data(family: str, folder: Path, world: WorldConfig = _SMALL) -> TrainingSet:
     """Rendered images with their captions and structured negatives, encoded by the base; no mined negatives."""
     write_world(world, folder / "world")
     table = pq.read_table(folder / "world/train/pairs.parquet").to_pydict()
     captions = table["captions"]
-    latents = encode_latents(backbone, table["image"], load_rgb, len(captions), 32, folder / "latents")
+    ids = [hashlib.sha256(image).hexdigest()[:32] for image in table["image"]]
+    latents = encode_latents(
+        model_config(family),
+        ids,
+        lambda places: (load_rgb(table["image"][place]) for place in places),
+        32,
+        TensorStore(folder / "latents"),
+    )
     editor = CaptionEditor(caption for own in captions for caption in own)
     edits = [[[edit.text for edit in editor.edits(caption, own)] for caption in own] for own in captions]
     every = sorted({caption for own in captions for caption in own})
-    ids = [str(number) for number in range(len(captions))]
     return TrainingSet(latents, ids, captions, edits, [[] for _ in captions], every, np.arange(len(captions)))
 
 

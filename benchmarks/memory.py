@@ -58,7 +58,7 @@ def _run(batch_size: int) -> dict[str, float]:
     torch.set_num_threads(1)
     backbone = embedded(_FAMILY)
     with tempfile.TemporaryDirectory() as folder:
-        data = rendered_data(backbone, Path(folder))
+        data = rendered_data(_FAMILY, Path(folder))
         made = trainer(backbone, data, published(_FAMILY, batch_size), _PAIRS_AT_ONCE)
         with inject(backbone.denoiser, made.sites, made.method.injected):
             idle = _memory("VmRSS")

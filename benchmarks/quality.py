@@ -89,7 +89,7 @@ def compare(family: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     backbone = embedded(family)
     with tempfile.TemporaryDirectory() as folder:
-        data = rendered_data(backbone, Path(folder), _WORLD)
+        data = rendered_data(backbone.family, Path(folder), _WORLD)
         yardstick = Yardstick(backbone, Path(folder) / "world")
         base = yardstick.measure()
         ours, seconds = _train_ours(yardstick, data, seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import embedded, model_config, published, rendered_data
+from common import model_config, published, rendered_data
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from softrepa_pipeline.inference import SamplingConfig
@@ -48,7 +48,7 @@ def measure() -> dict[str, Any]:
 
 
 def _data(folder: Path) -> tuple[Path, Path]:
-    data = rendered_data(embedded(_FAMILY), folder)
+    data = rendered_data(_FAMILY, folder)
     columns = {"image_id": data.image_ids, "captions": data.captions, "edits": data.edits}
     pq.write_table(pa.table({**columns, "negatives": data.negatives}), folder / "negatives.parquet")
     return folder / "negatives.parquet", folder / "latents"

@@ -28,7 +28,7 @@ def measure() -> dict[str, Any]:
     for family in FAMILIES:
         backbone = embedded(family)
         with tempfile.TemporaryDirectory() as folder:
-            data = rendered_data(backbone, Path(folder))
+            data = rendered_data(family, Path(folder))
             for name, num_negatives in (("step_ratio", None), ("k3_ratio", 3)):
                 config = published(family, _BATCH_SIZE, num_negatives=num_negatives)
                 ours, theirs, ratio = _compare(backbone, data, config)

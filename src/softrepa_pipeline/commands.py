@@ -1,15 +1,17 @@
-"""The `softrepa` command: draw with soft tokens, look into their files, convert published ones, plan trainings."""
+"""The `softrepa` command: draw with soft tokens, look into their files, convert published ones, plan, tidy caches."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,10 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(str(error)) from error
 
     return wrapped
+
+
+_env = click.option("--env", help="Of the configuration, as for kedro run.")
+_params = click.option("--params", default="", help="name=value,name=value, as for kedro run.")
 
 
 @click.group()
@@ -170,8 +176,8 @@ def presets() -> None:
 
 
 @main.command()
-@click.option("--env", help="Of the configuration, as for kedro run.")
-@click.option("--params", default="", help="name=value,name=value, as for kedro run.")
+@_env
+@_params
 @click.option("--images", type=click.IntRange(min=1), help="Size of the data set; what ingest counted unless given.")
 @_clear_errors
 def plan(env: str | None, params: str, images: int | None) -> None:
@@ -197,6 +203,65 @@ def plan(env: str | None, params: str, images: int | None) -> None:
     click.echo(f"{num_images:,} images; {config.batch_size} a step × {config.num_candidates} captions")
     for name, value in _rows(found):
         click.echo(f"{name:<24}{value}")
+
+
+@main.group()
+def cache() -> None:
+    """What latents and CLIP embeddings take on disk; they are kept by content, for all data sets."""
+
+
+@cache.command("list")
+@_env
+@_params
+@_clear_errors
+def list_caches(env: str | None, params: str) -> None:
+    """List them, the last used first: tensors, shards, size, last use."""
+    from softrepa_pipeline.caches import usage
+
+    found = usage(_cache_folders(env, params))
+    for one in found:
+        last_used = datetime.fromtimestamp(one.last_used).strftime("%Y-%m-%d %H:%M")
+        counts = f"{one.num_tensors:>11,} tensors {one.num_shards:>7,} shards {_disk(one.num_bytes):>8}"
+        click.echo(f"{counts}  {last_used}  {one.store.folder}")
+    click.echo(f"{_disk(sum(one.num_bytes for one in found))} in all")
+
+
+@cache.command("verify")
+@_env
+@_params
+@_clear_errors
+def verify_caches(env: str | None, params: str) -> None:
+    """Compare every shard with its checksum; a damaged one is set aside, and what it held made anew when needed."""
+    from softrepa_pipeline.caches import stores_under
+
+    for store in stores_under(_cache_folders(env, params)):
+        damaged = store.verify()
+        click.echo(f"{'whole' if not damaged else f'{len(damaged)} damaged':<12}{store.folder}")
+        for file in damaged:
+            click.echo(f"            {file.name} set aside")
+
+
+@cache.command("prune")
+@_env
+@_params
+@click.option("--older-than", type=click.FloatRange(min=0), help="Remove what was not used for so many days.")
+@click.option(
+    "--max-gb", type=click.FloatRange(min=0), help="Remove what was not used for longest, until these are left."
+)
+@_clear_errors
+def prune_caches(env: str | None, params: str, older_than: float | None, max_gb: float | None) -> None:
+    """Remove shards that were not used for long, damaged ones, and what killed writers left behind."""
+    from softrepa_pipeline.caches import prune
+
+    unused_since = 0.0 if older_than is None else time.time() - older_than * 86400
+    max_bytes = math.inf if max_gb is None else max_gb * 1e9
+    freed = prune(_cache_folders(env, params), max_bytes, unused_since)
+    click.echo(f"{_disk(freed)} freed")
+
+
+def _cache_folders(environment: str | None, changes: str) -> list[Path]:
+    folders = _parameters(environment, changes)["folders"]
+    return [Path(folders[name]) for name in ("latents", "clip")]
 
 
 def _parameters(environment: str | None, changes: str) -> dict[str, Any]:

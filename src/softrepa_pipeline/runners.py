@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")
@@ -18,26 +21,59 @@ class Runner(Protocol):
     def map(self, work: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
         """`work` of every shard, in the order of the shards; both must be picklable.
 
-        Work writes its own files, whole or not at all, and returns something small.
+        A process unpickles `work` once, so that a model which it loads at its first shard serves all of them. Work
+        writes its own files, whole or not at all, and returns something small.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """Processes of this machine; with one, the work runs in the calling process."""
+    """Processes of this machine, which share its cores; with one, the work runs in the calling process."""
 
     num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1:
+            raise ValueError(f"runner.num_processes must be at least 1, not {self.num_processes}")
 
     def map(self, work: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
         """As `Runner.map`; the first exception ends it."""
         if self.num_processes == 1 or len(shards) < 2:
             yield from map(work, shards)
             return
+        num_processes = min(self.num_processes, len(shards))
         # Spawned: a fork would copy the threads' locks of torch and Arrow in whatever state they are.
-        with ProcessPoolExecutor(min(self.num_processes, len(shards)), mp_context=get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_processes, context, _start, (work, num_processes)) as pool:
             try:
-                yield from pool.map(work, shards)
+                yield from pool.map(_run, shards)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+_work: Callable[[Any], Any]
+
+
+def _start(work: Callable[[Any], Any], num_processes: int) -> None:
+    """Make this process a worker."""
+    global _work
+    _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch = sys.modules.get("torch")  # imported with work that computes; other work need not wait for it
+    if torch is not None:
+        cores = len(os.sched_getaffinity(0)) // num_processes
+        torch.set_num_threads(max(1, min(cores, torch.get_num_threads())))
+
+
+def _run(shard: Any) -> Any:
+    return _work(shard)
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for its next shard for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

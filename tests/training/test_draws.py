@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from training_settings import BATCH, CONFIG, EXECUTION
 
 from softrepa_pipeline.backbones import Backbone, inject
-from softrepa_pipeline.training import TrainingSet, encode_latents, fit, latents
+from softrepa_pipeline.training import TrainingSet, fit
 from softrepa_pipeline.training.calibration import Calibration, calibrate
 from softrepa_pipeline.training.config import FitConfig
 from softrepa_pipeline.training.distributed import Group
@@ -153,58 +151,6 @@ def test_a_training_writes_down_the_profile_that_it_found(sd3: Backbone, data: T
     assert sorted(profile) == ["error", "gap", "weight"]
     for name, values in profile.items():
         torch.testing.assert_close(torch.tensor(values), getattr(found.profile, name), rtol=1e-3, atol=0)
-
-
-def pictures(count: int) -> list[Image.Image]:
-    return [Image.new("RGB", (40, 32), (index * 30, 255 - index * 30, 90)) for index in range(count)]
-
-
-def opened(image: Image.Image) -> Image.Image:
-    return image
-
-
-def test_latents_in_several_shards_are_those_of_one(
-    sd3: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = encode_latents(sd3, pictures(8), opened, 8, 32, tmp_path / "one")
-    monkeypatch.setattr(latents, "_SHARD_IMAGES", 3)
-    several = encode_latents(sd3, pictures(8), opened, 8, 32, tmp_path / "several")
-    assert [len(list((tmp_path / name).iterdir())) for name in ("one", "several")] == [1, 3]
-    assert several.shape == one.shape
-    assert len(several) == 8
-    rows = torch.tensor([7, 0, 2, 3, 3, 5, 6])
-    torch.testing.assert_close(several[rows], one[rows])
-    assert not torch.allclose(one[torch.tensor([0])], one[torch.tensor([7])])
-
-
-def test_encoding_that_was_stopped_keeps_its_shards_and_encodes_only_the_rest(
-    sd3: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(latents, "_SHARD_IMAGES", 3)
-    whole = encode_latents(sd3, pictures(8), opened, 8, 32, tmp_path / "whole")
-    seen: list[int] = []
-
-    def open_number(index: int) -> Image.Image:
-        if index == 4 and 4 not in seen:
-            seen.append(4)
-            raise KeyboardInterrupt
-        seen.append(index)
-        return pictures(8)[index]
-
-    def sources() -> Iterator[int]:
-        return iter(range(8))
-
-    with pytest.raises(KeyboardInterrupt):
-        encode_latents(sd3, sources(), open_number, 8, 32, tmp_path / "stopped")
-    assert seen == [0, 1, 2, 3, 4]
-    seen = [4]
-    stopped = encode_latents(sd3, sources(), open_number, 8, 32, tmp_path / "stopped")
-    assert seen == [4, 3, 4, 5, 6, 7]
-    rows = torch.arange(8)
-    assert torch.equal(stopped[rows], whole[rows])
-    seen = [4]
-    encode_latents(sd3, sources(), open_number, 8, 32, tmp_path / "stopped")
-    assert seen == [4]
 
 
 def test_the_loader_gives_the_steps_in_order_as_they_would_be_loaded_alone(sd3: Backbone, data: TrainingSet) -> None:

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from training_settings import BATCH, CONFIG, EXECUTION
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, inject, open_model
+from softrepa_pipeline.tensor_store import TensorStore
 from softrepa_pipeline.training import ExecutionConfig, FitConfig, TrainingSet, encode_latents, fit, fit_config
 from softrepa_pipeline.training.estimate import Estimate, _flop, _step_data, estimate, latent_shape
 from softrepa_pipeline.training.initial import initial_tokens
@@ -142,7 +143,9 @@ def published_sd15(folder: Path, target: Path) -> Estimate:
 
 
 @pytest.mark.parametrize("objective", ["softrepa", "agsm"])
-def test_files_have_the_size_that_was_told(sd3: Backbone, data: TrainingSet, objective: str, tmp_path: Path) -> None:
+def test_files_have_the_size_that_was_told(
+    sd3: Backbone, sd3_folder: Path, data: TrainingSet, objective: str, tmp_path: Path
+) -> None:
     config = small(objective=objective, num_buckets=500, num_steps=3)  # so large that headers are no matter
     found = estimate(sd3, config, EXECUTION, 5)
     fit(sd3, data, config, tmp_path / "run", replace(EXECUTION, checkpoint_steps=1))
@@ -152,8 +155,11 @@ def test_files_have_the_size_that_was_told(sd3: Backbone, data: TrainingSet, obj
         assert 3 * file.stat().st_size == pytest.approx(found.checkpoint_bytes, rel=0.02)
 
     images = [Image.new("RGB", (48, 40), (index * 40, 0, 0)) for index in range(5)]
-    encode_latents(sd3, images, lambda image: image, 5, config.resolution, tmp_path / "latents")
-    assert (tmp_path / "latents/00000.safetensors").stat().st_size == pytest.approx(found.latent_bytes, rel=0.02)
+    store, model = TensorStore(tmp_path / "latents"), ModelConfig("sd3", str(sd3_folder), max_sequence_length=0)
+    ids = [letter * 32 for letter in "abcde"]
+    encode_latents(model, ids, lambda places: [images[place] for place in places], config.resolution, store)
+    (file,) = (tmp_path / "latents").iterdir()
+    assert file.stat().st_size == pytest.approx(found.latent_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,21 +26,6 @@ from softrepa_pipeline.training.job import run_job
 from softrepa_pipeline.training.methods import METHODS, Method
 
 NUM_STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[multiprocessing.context.ForkServerContext]:
-    """Real processes that start fast: they fork from one that has imported everything."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    sd3 = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
-    context.set_forkserver_preload(["softrepa_pipeline.training.job", sd3])
-    yield context
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = before
 
 
 def killed(process: multiprocessing.context.ForkServerProcess, folder: Path, chance: random.Random) -> bool:

@@ -1,9 +1,9 @@
 """Frozen diffusion models of three families behind one interface."""
 
 from softrepa_pipeline.backbones.architecture import open_model
-from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt
+from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, encode_images
 from softrepa_pipeline.backbones.injection import Injection, Sites, argument_binder, inject
-from softrepa_pipeline.backbones.load import BACKBONES, ModelConfig, load_backbone
+from softrepa_pipeline.backbones.load import BACKBONES, ModelConfig, load_backbone, load_vae
 from softrepa_pipeline.backbones.pairs import Pairs, grid
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "Prompt",
     "Sites",
     "argument_binder",
+    "encode_images",
     "grid",
     "inject",
     "load_backbone",
+    "load_vae",
     "open_model",
 ]

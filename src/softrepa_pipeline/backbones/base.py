@@ -40,6 +40,21 @@ class Noised:
         return Noised(self.sample[rows], self.target[rows], self.timestep[rows])
 
 
+@torch.no_grad()
+def encode_images(vae: Any, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
+    """Latents as a denoiser takes them, from pixels in [−1, 1]: posterior means, shifted and scaled."""
+    stored = vae.dtype
+    # SDXL's own autoencoder overflows in half precision, and its config says so.
+    dtype = torch.float32 if stored == torch.float16 and vae.config.force_upcast else stored
+    if dtype != stored:
+        vae.to(dtype)
+    latents = vae.encode(pixels.to(vae.device, dtype)).latent_dist.mean
+    if dtype != stored:
+        vae.to(stored)
+    shift = vae.config.shift_factor or 0.0
+    return ((latents - shift) * vae.config.scaling_factor).to(stored)
+
+
 class Backbone(ABC):
     """A frozen diffusion model; its weights never receive a gradient.
 
@@ -70,20 +85,9 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
-    @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
-        """Latents as the denoiser takes them, from pixels in [−1, 1]: posterior means, shifted and scaled."""
-        vae = self.pipeline.vae
-        stored = vae.dtype
-        # SDXL's own autoencoder overflows in half precision, and its config says so.
-        dtype = torch.float32 if stored == torch.float16 and vae.config.force_upcast else stored
-        if dtype != stored:
-            vae.to(dtype)
-        latents = vae.encode(pixels.to(self.device, dtype)).latent_dist.mean
-        if dtype != stored:
-            vae.to(stored)
-        shift = vae.config.shift_factor or 0.0
-        return ((latents - shift) * vae.config.scaling_factor).to(stored)
+        """As the function of this name, with this model's autoencoder."""
+        return encode_images(self.pipeline.vae, pixels)
 
     @abstractmethod
     def encode_prompts(self, captions: list[str]) -> Prompt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,23 +92,44 @@ def load_backbone(config: ModelConfig) -> Backbone:
         # A pipeline saved without T5 opens only when told again that there is none.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
     if config.quantization is not None:
-        parts = [
-            name for name in (index or pipeline_class._get_signature_keys(pipeline_class)[0]) if name not in options
-        ]
+        names = (*backbone_class.components, "text_encoder_3") if config.family == "sd3" else backbone_class.components
+        parts = [name for name in names if name not in options]
         options["quantization_config"] = quantization_config(config.quantization, parts, dtype)
-    try:
+    with _named(config.base):
         if config.vae is not None:
-            options["vae"] = AutoencoderKL.from_pretrained(
-                config.vae, dtype=dtype, local_files_only=config.local_files_only
-            )
+            options["vae"] = load_vae(config)
         pipeline = pipeline_class.from_pretrained(config.base, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return backbone_class(pipeline.to(config.device), call_options(config))
+
+
+def load_vae(config: ModelConfig) -> AutoencoderKL:
+    """The autoencoder alone, frozen: all that encoding images needs.
+
+    Raises:
+        FileNotFoundError: as `load_backbone`.
+    """
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "local_files_only": config.local_files_only}
+    source = config.vae
+    if source is None:
+        source = config.base
+        folder = None if model_index(source) is None else Path(source) / "vae"
+        is_varied = folder is None or any(folder.glob(f"*.{config.variant}.*"))
+        options |= {"subfolder": "vae", "revision": config.revision, "variant": config.variant if is_varied else None}
+    with _named(source):
+        vae = AutoencoderKL.from_pretrained(source, **options)
+    return vae.requires_grad_(False).eval().to(config.device)
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         raise FileNotFoundError(
-            f"cannot load {config.base}; set model.base to a diffusers folder or a hub id within reach ({reason})"
+            f"cannot load {source}; set model.base to a diffusers folder or a hub id within reach ({reason})"
         ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return backbone_class(pipeline.to(config.device), call_options(config))
 
 
 def call_options(config: ModelConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ingestion: any captioned images in, one checked Parquet table and a quarantine table out."""
 
 from softrepa_pipeline.ingestion.ingest import IngestConfig, ingest
+from softrepa_pipeline.ingestion.reading import image_ids, iter_captions, read_images
 from softrepa_pipeline.ingestion.sources import RawSample, open_source
 from softrepa_pipeline.ingestion.tables import Pair, iter_pairs
 from softrepa_pipeline.ingestion.validation import (
@@ -21,8 +22,11 @@ __all__ = [
     "RawSample",
     "check_image",
     "clean_caption",
+    "image_ids",
     "ingest",
+    "iter_captions",
     "iter_pairs",
     "load_rgb",
     "open_source",
+    "read_images",
 ]

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 _BATCH = 128
@@ -39,9 +38,7 @@ class ClipEncoder:
 
     def captions(self, captions: list[str]) -> np.ndarray:
         """Embeddings (captions, width), float32."""
-        starts = tqdm(
-            range(0, len(captions), _BATCH), desc="embedding captions", mininterval=2, disable=len(captions) < 1000
-        )
+        starts = range(0, len(captions), _BATCH)
         parts = [self._caption_batch(captions[start : start + _BATCH]) for start in starts]
         return np.concatenate(parts)
 

@@ -5,19 +5,16 @@ Beside them stand structured ones, the image's own captions with a contradiction
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from tqdm import tqdm
 
-from softrepa_pipeline.mining.embed import ClipEncoder
+from softrepa_pipeline.mining.embeddings import Embeddings
 from softrepa_pipeline.mining.index import nearest
 from softrepa_pipeline.mining.structured import CaptionEditor
 
@@ -48,14 +45,13 @@ class MineConfig:
 
 @dataclass(frozen=True)
 class Captioned:
-    """What mining reads of a pair: an identity, an RGB image and its captions."""
+    """What mining reads of a pair: an identity and captions."""
 
     image_id: str
-    image: Image.Image
     captions: tuple[str, ...]
 
 
-def mine(config: MineConfig, pairs: Iterable[Captioned], total: int, output: Path) -> dict[str, Any]:
+def mine(config: MineConfig, pairs: Iterable[Captioned], embeddings: Embeddings, output: Path) -> dict[str, Any]:
     """Write `negatives.parquet` (image_id, captions, edits, edit_kinds, negatives, scores) and return its figures.
 
     `edits` has one list of structured negatives for each of the image's captions, in their order, `edit_kinds` their
@@ -64,16 +60,14 @@ def mine(config: MineConfig, pairs: Iterable[Captioned], total: int, output: Pat
     Raises:
         ValueError: fewer than two distinct captions, so that nothing can be a negative.
     """
-    clip = ClipEncoder(config.clip, config.device)
-    image_ids, captions_of, embeddings = [], [], []
-    for batch in _batches(tqdm(pairs, total=total, desc="embedding images", mininterval=2), 128):
-        image_ids += [pair.image_id for pair in batch]
-        captions_of += [pair.captions for pair in batch]
-        embeddings.append(clip.images([pair.image for pair in batch]))
+    image_ids, captions_of = [], []
+    for pair in pairs:
+        image_ids.append(pair.image_id)
+        captions_of.append(pair.captions)
     captions = sorted({caption for own in captions_of for caption in own})
     if len(captions) < 2:
         raise ValueError(f"mining needs at least two distinct captions, but the data set has {len(captions)}")
-    images, texts = np.concatenate(embeddings), clip.captions(captions)
+    images, texts = embeddings.of_images(image_ids), embeddings.of_captions(captions)
     negatives = choose_negatives(config, images, texts, captions, captions_of)
     return _write(output, image_ids, captions_of, negatives)
 
@@ -140,9 +134,3 @@ def _write(
         "negatives_per_image": {"mean": float(np.mean(counts)), "min": int(min(counts)), "max": int(max(counts))},
         "mean_similarity": float(np.mean([score for items in negatives for _, score in items])),
     }
-
-
-def _batches(items: Iterable[Captioned], size: int) -> Iterator[list[Captioned]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

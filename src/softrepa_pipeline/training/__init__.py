@@ -4,7 +4,7 @@ from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.fit import Observer, fit
 from softrepa_pipeline.training.job import Job, Provenance, SamplesConfig, launch
-from softrepa_pipeline.training.latents import encode_latents, shard_files
+from softrepa_pipeline.training.latents import encode_latents, latent_store
 from softrepa_pipeline.training.presets import PRESETS, configured, fit_config
 from softrepa_pipeline.training.records import Record
 
@@ -22,6 +22,6 @@ __all__ = [
     "encode_latents",
     "fit",
     "fit_config",
+    "latent_store",
     "launch",
-    "shard_files",
 ]

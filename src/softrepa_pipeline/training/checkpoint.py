@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from softrepa_pipeline.config import build
+from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.training.guards import Guard
 from softrepa_pipeline.training.methods import Method
 
@@ -77,8 +77,8 @@ def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, 
     manifest = {"sha256": hashlib.sha256(content).hexdigest(), **state}
     folder.mkdir(parents=True, exist_ok=True)
     file = _file(folder, progress.step)
-    _write(file, content)
-    _write(file.with_suffix(".json"), json.dumps(manifest).encode())
+    write_whole(file, content)
+    write_whole(file.with_suffix(".json"), json.dumps(manifest).encode())
     _drop_others(folder, file.stem, _file(folder, progress.best.step).stem)
 
 
@@ -125,26 +125,6 @@ def _drop_others(folder: Path, last: str, best: str) -> None:
     for file in sorted(folder.glob("step-*")):  # a manifest before its tensors
         if file.stem not in {*stems[:NUM_KEPT], best}:
             file.unlink()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Under a temporary name, on the disk, then renamed, and the name on the disk too."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        # A full disk's error has no name, and what was written of it would fill the disk further.
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    os.replace(partial, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _optimizer_state(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> dict[str, Any]:

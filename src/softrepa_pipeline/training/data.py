@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from softrepa_pipeline.randomness import numpy_generator
+from softrepa_pipeline.tensor_store import StoredRows
 from softrepa_pipeline.training.config import FitConfig
-from softrepa_pipeline.training.latents import LatentShards
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TrainingSet:
     `members` are the images that this set draws from; captions of the others may still be negatives.
     """
 
-    latents: Tensor | LatentShards
+    latents: Tensor | StoredRows
     image_ids: list[str]
     captions: list[list[str]]
     edits: list[list[list[str]]]
@@ -43,24 +44,20 @@ class TrainingSet:
     members: np.ndarray
 
     @classmethod
-    def read(cls, latents: Tensor | LatentShards, negatives_file: Path) -> TrainingSet:
-        """The images of mining's table with their latents.
+    def read(cls, latents_of: Callable[[list[str]], Tensor | StoredRows], negatives_file: Path) -> TrainingSet:
+        """The images of mining's table, with the latents that `latents_of` gives for their identities.
 
         Raises:
-            ValueError: table and latents do not fit each other, or an image has every caption there is.
+            ValueError: an image has every caption there is.
         """
         columns = pq.read_table(negatives_file, columns=["image_id", "captions", "edits", "negatives"]).to_pydict()
         captions = columns["captions"]
         all_captions = sorted({caption for own in captions for caption in own})
         if any(len(set(own)) == len(all_captions) for own in captions):
             raise ValueError(f"{negatives_file}: one image has every caption, so that none can be its negative")
-        if len(captions) != len(latents):
-            raise ValueError(
-                f"{negatives_file} lists {len(captions)} images, but {len(latents)} were encoded; "
-                "run `kedro run --pipeline train --params force=true`"
-            )
-        parts = (columns["image_id"], captions, columns["edits"], columns["negatives"])
-        return cls(latents, *parts, all_captions, np.arange(len(captions)))
+        image_ids, edits, negatives = (columns[name] for name in ("image_id", "edits", "negatives"))
+        members = np.arange(len(captions))
+        return cls(latents_of(image_ids), image_ids, captions, edits, negatives, all_captions, members)
 
     def __len__(self) -> int:
         return len(self.members)

@@ -18,11 +18,11 @@ from softrepa_pipeline.config import build
 from softrepa_pipeline.inference import SamplingConfig, draw
 from softrepa_pipeline.soft_tokens import SoftTokens, save_soft_tokens
 from softrepa_pipeline.stage import write_json
+from softrepa_pipeline.tensor_store import TensorStore
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.distributed import joined
 from softrepa_pipeline.training.fit import Observer, fit
-from softrepa_pipeline.training.latents import LatentShards
 
 _GRID_COLUMNS = 4
 _LEAST_SIDE = 128
@@ -49,7 +49,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training reads, and the folder where it keeps checkpoints, curves, samples and tokens."""
+    """Everything that a training reads, and the folder where it keeps checkpoints, curves, samples and tokens.
+
+    `latents` is the folder of a tensor store with the latents of all images that the table `negatives` names.
+    """
 
     model: ModelConfig
     fit: FitConfig
@@ -122,8 +125,7 @@ def run_job(file: Path) -> None:
         backbone = load_backbone(model)
         if job.execution.compile:
             cast(Any, backbone.denoiser).compile_repeated_blocks()
-        latents = LatentShards(sorted(Path(job.latents).glob("*.safetensors")))
-        data = TrainingSet.read(latents, Path(job.negatives))
+        data = TrainingSet.read(TensorStore(Path(job.latents)).rows, Path(job.negatives))
         folder = Path(job.folder)
         samples = Samples(backbone, data.all_captions, job.samples, folder / "samples")
         observer = Observer(on_milestone=samples.draw)

@@ -1,72 +1,59 @@
-"""Latents of a data set's images: encoded once, in shards, and memory-mapped from then on."""
+"""Latents of images: each image is encoded once for all data sets that it is in, and memory-mapped from then on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from softrepa_pipeline.backbones import Backbone
+from softrepa_pipeline.backbones import ModelConfig, encode_images, load_vae
+from softrepa_pipeline.runners import LocalRunner, Runner
+from softrepa_pipeline.stage import source_digest
+from softrepa_pipeline.tensor_store import StoredRows, TensorStore, fill
 
-_SHARD_IMAGES = 4096
+_SHARD_IMAGES = 512
 _MAX_BATCH = 64
 _BATCH_PIXELS = 2**22  # at once: 16 images of 512 pixels
+_TRANSFORM = "square1"  # of `to_pixels`: another one needs another name, or latents of the old would be taken for it
 
-Source = TypeVar("Source")
-
-
-class LatentShards:
-    """Latents (images, channels, height, width) in equal shards; only those that are asked for come into memory."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._shards = [_mapped(file) for file in files]
-        self._size = len(self._shards[0])
-        self.shape = torch.Size((sum(map(len, self._shards)), *self._shards[0].shape[1:]))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return torch.stack([self._shards[row // self._size][row % self._size] for row in rows.tolist()])
+Read = Callable[[list[int]], Iterable[Image.Image]]
 
 
 def encode_latents(
-    backbone: Backbone,
-    sources: Iterable[Source],
-    open_image: Callable[[Source], Image.Image],
-    total: int,
+    model: ModelConfig,
+    image_ids: Sequence[str],
+    read: Read,
     resolution: int,
-    folder: Path,
-) -> LatentShards:
-    """Encode images in order into shards in `folder`; those that are there already are kept, so a stop costs one shard.
+    store: TensorStore,
+    runner: Runner = LocalRunner(),  # noqa: B008 - frozen
+) -> StoredRows:
+    """Latents (images, channels, height, width) of all images in order; those that the store lacks are encoded.
 
-    `sources` are `total` of them, which `open_image` turns into RGB images.
+    `read` gives the RGB images at some places of `image_ids`, in their order; it is pickled where the runner has other
+    processes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files, remaining = shard_files(folder, total), iter(sources)
-    if not all(file.is_file() for file in files):
-        with tqdm(total=total, desc="encoding latents", mininterval=2) as bar:
-            for file in files:
-                shard = list(islice(remaining, _SHARD_IMAGES))
-                if not file.is_file():
-                    _write(file, _encode(backbone, shard, open_image, resolution, bar))
-                else:
-                    bar.update(len(shard))
-    return LatentShards(files)
+    places = {image_id: place for place, image_id in enumerate(image_ids)}
+    fill(store, places, _Encoder(model, read, resolution), runner, _SHARD_IMAGES, "encoding latents")
+    return store.rows(image_ids)
 
 
-def shard_files(folder: Path, total: int) -> list[Path]:
-    """Where the latents of `total` images stand; all of these files are there, and whole, once they are encoded."""
-    return [folder / f"{index:05d}.safetensors" for index in range(-(-total // _SHARD_IMAGES))]
+def latent_store(model: ModelConfig, resolution: int, folder: Path) -> TensorStore:
+    """Where latents of this autoencoder, number format and resolution are kept under `folder`."""
+    local = Path(model.base) / "vae"
+    if model.vae is not None:
+        encoder = source_digest(model.vae)
+    else:
+        encoder = source_digest(str(local)) if local.is_dir() else source_digest(model.base, model.revision)
+    variant = [model.variant] if model.variant else []
+    return TensorStore(folder / "-".join([encoder, *variant, model.dtype, _TRANSFORM, str(resolution)]))
 
 
 def to_pixels(image: Image.Image, resolution: int) -> Tensor:
@@ -75,25 +62,21 @@ def to_pixels(image: Image.Image, resolution: int) -> Tensor:
     return torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def _encode(
-    backbone: Backbone, sources: list[Source], open_image: Callable[[Source], Image.Image], resolution: int, bar: tqdm
-) -> Tensor:
-    batch_size = max(1, min(_MAX_BATCH, _BATCH_PIXELS // resolution**2))
-    parts = []
-    for start in range(0, len(sources), batch_size):
-        batch = sources[start : start + batch_size]
-        pixels = torch.stack([to_pixels(open_image(source), resolution) for source in batch])
-        parts.append(backbone.encode_images(pixels).cpu())
-        bar.update(len(batch))
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class _Encoder:
+    """Latents of the images at some places; the autoencoder is loaded when the first are asked for."""
 
+    model: ModelConfig
+    read: Read
+    resolution: int
 
-def _write(file: Path, latents: Tensor) -> None:
-    partial = file.with_name(file.name + ".partial")
-    save_file({"latents": latents}, partial)
-    partial.replace(file)
+    def __call__(self, places: list[int]) -> Tensor:
+        images, size = iter(self.read(places)), max(1, min(_MAX_BATCH, _BATCH_PIXELS // self.resolution**2))
+        parts = []
+        while batch := [to_pixels(image, self.resolution) for image in islice(images, size)]:
+            parts.append(encode_images(self._vae, torch.stack(batch)).cpu())
+        return torch.cat(parts)
 
-
-def _mapped(file: Path) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor("latents")
+    @cached_property
+    def _vae(self) -> AutoencoderKL:
+        return load_vae(self.model)

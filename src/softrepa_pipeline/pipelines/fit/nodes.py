@@ -6,14 +6,17 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.backbones import ModelConfig
+from softrepa_pipeline.caches import CacheConfig, limited
 from softrepa_pipeline.config import build
-from softrepa_pipeline.ingestion import iter_pairs, load_rgb
+from softrepa_pipeline.ingestion import image_ids, read_images
 from softrepa_pipeline.pipelines.fit.follow import following
+from softrepa_pipeline.runners import LocalRunner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
 from softrepa_pipeline.training import (
@@ -23,8 +26,8 @@ from softrepa_pipeline.training import (
     SamplesConfig,
     configured,
     encode_latents,
+    latent_store,
     launch,
-    shard_files,
 )
 
 _CODE = ("training", "backbones", "noising", "objectives", "soft_tokens", "randomness")
@@ -38,6 +41,8 @@ def fit_tokens(
     execution: dict[str, Any],
     sampling: dict[str, Any],
     folders: dict[str, str],
+    runner: dict[str, Any],
+    cache: dict[str, Any],
     force: bool,
 ) -> dict[str, Any]:
     """Train soft tokens on the mined candidates; a stopped run goes on from its last checkpoint."""
@@ -53,7 +58,10 @@ def fit_tokens(
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
 
     def compute() -> dict[str, Any]:
-        latents = _latents(pairs, model_config, base, config.resolution, Path(folders["latents"]))
+        store = latent_store(model_config, config.resolution, Path(folders["latents"]))
+        ids, read = image_ids(Path(pairs["folder"])), partial(read_images, Path(pairs["folder"]))
+        with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
+            encode_latents(model_config, ids, read, config.resolution, store, build(LocalRunner, runner, "runner"))
         work = stage.folder / "runs" / stage.fingerprint
         if force:
             shutil.rmtree(work, ignore_errors=True)
@@ -68,7 +76,7 @@ def fit_tokens(
                 fit=config,
                 execution=execution_config,
                 samples=samples,
-                latents=str(latents),
+                latents=str(store.folder),
                 negatives=str(Path(negatives["folder"]) / "negatives.parquet"),
                 folder=str(work),
                 provenance=provenance,
@@ -82,15 +90,6 @@ def fit_tokens(
         return result
 
     return run_stage(stage, compute, force)
-
-
-def _latents(pairs: dict[str, Any], model: ModelConfig, base: str, resolution: int, folder: Path) -> Path:
-    encoder = source_digest(model.vae) if model.vae else base
-    latents = folder / f"{pairs['digest'][:16]}-{encoder}-{model.variant}-{model.dtype}-{resolution}"
-    if not all(file.is_file() for file in shard_files(latents, pairs["num_images"])):
-        images = (pair.image for pair in iter_pairs(Path(pairs["folder"])))
-        encode_latents(load_backbone(model), images, load_rgb, pairs["num_images"], resolution, latents)
-    return latents
 
 
 def _result(job: Job, stage: Stage) -> dict[str, Any]:

@@ -14,6 +14,8 @@ def create_pipeline() -> Pipeline:
         "params:execution",
         "params:sampling",
         "params:folders",
+        "params:runner",
+        "params:cache",
         "params:force",
     ]
     return pipeline([node(fit_tokens, inputs, "soft_tokens", name="fit_tokens")])

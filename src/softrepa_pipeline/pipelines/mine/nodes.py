@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
+from softrepa_pipeline.caches import CacheConfig, limited
 from softrepa_pipeline.config import build
-from softrepa_pipeline.ingestion import iter_pairs, load_rgb
-from softrepa_pipeline.mining import Captioned, MineConfig, mine
+from softrepa_pipeline.ingestion import iter_captions, read_images
+from softrepa_pipeline.mining import Captioned, Embeddings, MineConfig, mine
+from softrepa_pipeline.runners import LocalRunner
 from softrepa_pipeline.stage import Stage, run_stage, source_digest
 
 
 def mine_negatives(
-    pairs: dict[str, Any], parameters: dict[str, Any], clip: dict[str, Any], folder: str, force: bool
+    pairs: dict[str, Any],
+    parameters: dict[str, Any],
+    clip: dict[str, Any],
+    folders: dict[str, str],
+    runner: dict[str, Any],
+    cache: dict[str, Any],
+    force: bool,
 ) -> dict[str, Any]:
     """Embed images and captions with CLIP and choose hard negatives for every image."""
     config = build(MineConfig, {"clip": clip["model"], "device": clip["device"], **parameters}, "mine")
+    folder, pairs_folder = Path(folders["negatives"]), Path(pairs["folder"])
     inputs = {"pairs": pairs["digest"], "clip": source_digest(config.clip)}
-    stage = Stage("mine", Path(folder), inputs, config, ("mining", "randomness"))
-    result = run_stage(stage, lambda: mine(config, _captioned(pairs), pairs["num_images"], Path(folder)), force)
+    stage = Stage("mine", folder, inputs, config, ("mining", "randomness"))
+    embeddings = Embeddings(
+        config.clip,
+        Path(folders["clip"]),
+        partial(read_images, pairs_folder),
+        config.device,
+        build(LocalRunner, runner, "runner"),
+    )
+
+    def compute() -> dict[str, Any]:
+        captioned = (Captioned(*pair) for pair in iter_captions(pairs_folder))
+        with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
+            return mine(config, captioned, embeddings, folder)
+
+    result = run_stage(stage, compute, force)
     counts = result["negatives_per_image"]
     tracking.log_metrics({"mine/negatives_per_image": counts["mean"], "mine/similarity": result["mean_similarity"]})
-    tracking.log_artifact(Path(folder) / "negatives.parquet", "mine")
+    tracking.log_artifact(folder / "negatives.parquet", "mine")
     return {**result, "digest": stage.fingerprint}
-
-
-def _captioned(pairs: dict[str, Any]) -> Iterator[Captioned]:
-    stored = iter_pairs(Path(pairs["folder"]))
-    return (Captioned(pair.image_id, load_rgb(pair.image), tuple(pair.captions)) for pair in stored)

@@ -34,6 +34,8 @@ def measure_results(
     sampling: dict[str, Any],
     parameters: dict[str, Any],
     folders: dict[str, str],
+    runner: dict[str, Any],
+    cache: dict[str, Any],
     force: bool,
 ) -> dict[str, Any]:
     """Train a family with every objective and seed, measure all on the test prompts, and write docs/results.md."""
@@ -49,7 +51,9 @@ def measure_results(
         for seed in parameters["training_seeds"]:
             own_folders = {**folders, "tokens": f"{folders['tokens']}/results/{objective}-{seed}"}
             own_fit = {**fit, "objective": objective, "seed": seed}
-            trained = fit_tokens(pairs, negatives, model, own_fit, execution, sampling, own_folders, force)
+            trained = fit_tokens(
+                pairs, negatives, model, own_fit, execution, sampling, own_folders, runner, cache, force
+            )
             trainings[seed] = load_soft_tokens(Path(trained["file"]))[0]
             seconds.append(trained["seconds"])
         arms = []

@@ -17,6 +17,8 @@ def create_pipeline() -> Pipeline:
         "params:sampling",
         "params:results",
         "params:folders",
+        "params:runner",
+        "params:cache",
         "params:force",
     ]
     return pipeline([node(measure_results, inputs, "results", name="measure_results")])
