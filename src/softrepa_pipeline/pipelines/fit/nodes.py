@@ -12,7 +12,7 @@ from typing import Any
 from softrepa_pipeline import tracking
 from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.config import build
-from softrepa_pipeline.ingestion import iter_pairs, load_rgb
+from softrepa_pipeline.ingestion import iter_images, load_rgb
 from softrepa_pipeline.pipelines.fit.follow import following
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
@@ -88,7 +88,7 @@ def _latents(pairs: dict[str, Any], model: ModelConfig, base: str, resolution: i
     encoder = source_digest(model.vae) if model.vae else base
     latents = folder / f"{pairs['digest'][:16]}-{encoder}-{model.variant}-{model.dtype}-{resolution}"
     if not all(file.is_file() for file in shard_files(latents, pairs["num_images"])):
-        images = (pair.image for pair in iter_pairs(Path(pairs["folder"])))
+        images = iter_images(Path(pairs["folder"]))
         encode_latents(load_backbone(model), images, load_rgb, pairs["num_images"], resolution, latents)
     return latents
 

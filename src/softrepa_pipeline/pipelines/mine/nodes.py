@@ -28,5 +28,6 @@ def mine_negatives(
 
 
 def _captioned(pairs: dict[str, Any]) -> Iterator[Captioned]:
-    stored = iter_pairs(Path(pairs["folder"]))
-    return (Captioned(pair.image_id, load_rgb(pair.image), tuple(pair.captions)) for pair in stored)
+    for pair in iter_pairs(Path(pairs["folder"])):
+        assert pair.image is not None, "captions alone are not mined yet"
+        yield Captioned(pair.image_id, load_rgb(pair.image), tuple(pair.captions))
