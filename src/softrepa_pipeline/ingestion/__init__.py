@@ -3,7 +3,7 @@
 from softrepa_pipeline.ingestion.ingest import IngestConfig, ingest
 from softrepa_pipeline.ingestion.screens import Removal, leaks
 from softrepa_pipeline.ingestion.sources import RawSample, Source, open_source
-from softrepa_pipeline.ingestion.tables import Pair, iter_images, iter_pairs
+from softrepa_pipeline.ingestion.tables import Pair, iter_pairs
 from softrepa_pipeline.ingestion.validation import BadSample, Limits, check_image, clean_caption, load_rgb
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "check_image",
     "clean_caption",
     "ingest",
-    "iter_images",
     "iter_pairs",
     "leaks",
     "load_rgb",

@@ -124,12 +124,13 @@ def _check(config: IngestConfig, source: Source, runner: Runner) -> list[Part]:
     folder = Path(config.output) / PARTS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     work = CheckShard(folder, config.limits, code_digest(_CHECKS))
-    parts = []
+    parts, num_samples = [], 0
     with tqdm(total=len(source.shards), desc="ingest", unit="shard", mininterval=1) as progress:
         for part in runner.map(work, source.shards):
             parts.append(part)
             progress.update()
-            progress.set_postfix(samples=sum(part.num_samples for part in parts), refresh=False)
+            num_samples += part.num_samples
+            progress.set_postfix(samples=num_samples, refresh=False)
     return parts
 
 

@@ -105,21 +105,6 @@ def iter_pairs(folder: Path) -> Iterator[Pair]:
             yield Pair(row["image_id"], image, tuple(row["captions"]))
 
 
-def iter_images(folder: Path) -> Iterator[bytes]:
-    """The images of `iter_pairs`.
-
-    Raises:
-        ValueError: a pair has none.
-    """
-    for pair in iter_pairs(folder):
-        if pair.image is None:
-            raise ValueError(
-                f"{folder} holds captions without images, which can be mined but not trained on: name the data set's "
-                "images as well (docs/data-format.md)"
-            )
-        yield pair.image
-
-
 def iter_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Stream the rows of a Parquet file, all columns unless some are named."""
     # With the default read-ahead Arrow keeps every row group that it has read until the file is closed.

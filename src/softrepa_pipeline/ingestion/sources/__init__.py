@@ -9,7 +9,6 @@ from pathlib import Path
 from softrepa_pipeline.ingestion.sources import coco, folder, hugging_face, parquet, records, webdataset
 from softrepa_pipeline.ingestion.sources.base import Format, RawSample, Shard, key_of
 
-# Asked in this order; the first that knows the source reads it.
 FORMATS: dict[str, Format] = {
     "hugging_face": hugging_face,
     "parquet": parquet,
@@ -45,15 +44,16 @@ def open_source(name: str) -> Source:
 
     Raises:
         FileNotFoundError: nothing is at that path.
-        ValueError: what is there is in none of the accepted formats.
+        ValueError: what is there is in none of the accepted formats, or in several.
     """
     if not name.startswith("hf:") and not Path(name).exists():
         raise FileNotFoundError(f"no data at {name}; set `source.known.<name>` or pass --params dataset=FOLDER")
-    for each in FORMATS.values():
-        shards = each.find(name)
-        if shards is not None:
-            return Source(name, tuple(shards))
-    raise ValueError(f"no captioned images at {name}; {ACCEPTED}")
+    found = {each: shards for each, one in FORMATS.items() if (shards := one.find(name)) is not None}
+    if not found:
+        raise ValueError(f"no captioned images at {name}; {ACCEPTED}")
+    if len(found) > 1:
+        raise ValueError(f"{name} can be read as {' or as '.join(found)}; name the one file or folder that is meant")
+    return Source(name, tuple(found.popitem()[1]))
 
 
 ACCEPTED = "accepted are: " + "; ".join(each.DESCRIPTION for each in FORMATS.values())

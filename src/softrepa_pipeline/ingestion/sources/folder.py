@@ -44,11 +44,11 @@ def find(source: str) -> list[Shard] | None:
         return None
     shards: list[Shard] = []
     listed: set[str] = set()
-    metadata = [name for name in _files(root, "") if Path(name).name in _METADATA]
+    metadata = [name for name in _files(root) if Path(name).name in _METADATA]
     for name in metadata:
         file = root / name
         shards += READERS[file.suffix](root, file, listed)
-    images = (name for name in _files(root, "") if Path(name).suffix.lower() in IMAGE_SUFFIXES and name not in listed)
+    images = (name for name in _files(root) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name not in listed)
     items = ((name, _stamps(root / name), name) for name in images)
     sidecars = [SidecarShard(key, root, tuple(names)) for key, names in cut(items)]
     if not metadata and not any(_sidecar(root / name).is_file() for shard in sidecars for name in shard.names):
@@ -56,15 +56,18 @@ def find(source: str) -> list[Shard] | None:
     return shards + sidecars
 
 
-def _files(root: Path, folder: str) -> Iterator[str]:
-    """Names relative to the root in sorted order, without those that start with a dot."""
+def _files(root: Path, folder: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Names relative to the root in sorted order, without those that start with a dot; links are followed."""
+    real = os.path.realpath(root / folder)
+    if real in above:  # a link to a folder that it lies in
+        return
     # Not `is_file`: a broken link is a sample that is lost, so it has to be reported.
-    with os.scandir(root / folder) as entries:
+    with os.scandir(real) as entries:
         visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in visible:
         path = f"{folder}/{name}" if folder else name
         if is_folder:
-            yield from _files(root, path)
+            yield from _files(root, path, (*above, real))
         else:
             yield path
 

@@ -18,6 +18,7 @@ from softrepa_pipeline.ingestion.sources.base import (
     Shard,
     cut,
     inside,
+    key_of,
     listed_shards,
     sample_of,
     stamp,
@@ -69,8 +70,8 @@ def _jsonl_shards(root: Path, file: Path, listed: set[str]) -> list[Shard]:
         start, _, first_line, _ = group[0]
         # The key knows line numbers only where a fault is reported by them: other lines may move within the file.
         numbers = [number for _, _, number, is_place in group if is_place]
-        key = hashlib.sha256(f"{key}{numbers}".encode()).hexdigest()
-        shards.append(LinesShard(key, root, file, start, group[-1][1], first_line))
+        name = file.relative_to(root).as_posix()
+        shards.append(LinesShard(key_of(name, numbers, key), root, file, start, group[-1][1], first_line))
     return shards
 
 

@@ -101,11 +101,11 @@ class TarShard:
                     if problem := _refusal(member):
                         yield RawSample(name, b"", (), problem, member.size)
                     elif member.isreg():
-                        stem, suffix = _split(name)
+                        stem, suffix = _split(member.name)
                         is_read = suffix in _READ_SUFFIXES and member.size <= max_bytes
                         file = archive.extractfile(member) if is_read else None
                         data = file.read() if file else None if suffix in _READ_SUFFIXES else b""
-                        yield _Member(stem, suffix, member.size, data)
+                        yield _Member(f"{self.file.name}:{stem}", suffix, member.size, data)
         except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
             yield RawSample(self.file.name, b"", (), "damaged tar file")
 

@@ -12,7 +12,7 @@ from typing import Any
 from softrepa_pipeline import tracking
 from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.config import build
-from softrepa_pipeline.ingestion import iter_images, load_rgb
+from softrepa_pipeline.ingestion import iter_pairs, load_rgb
 from softrepa_pipeline.pipelines.fit.follow import following
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
@@ -41,6 +41,11 @@ def fit_tokens(
     force: bool,
 ) -> dict[str, Any]:
     """Train soft tokens on the mined candidates; a stopped run goes on from its last checkpoint."""
+    if not pairs["has_images"]:
+        raise ValueError(
+            f"{pairs['folder']} holds captions without images, which can be mined but not trained on; "
+            "docs/data-format.md says where a caption file's images are looked for"
+        )
     model_config = build(ModelConfig, model, "model")
     config = configured(model_config.family, parameters)
     execution_config = build(ExecutionConfig, execution, "execution")
@@ -88,7 +93,7 @@ def _latents(pairs: dict[str, Any], model: ModelConfig, base: str, resolution: i
     encoder = source_digest(model.vae) if model.vae else base
     latents = folder / f"{pairs['digest'][:16]}-{encoder}-{model.variant}-{model.dtype}-{resolution}"
     if not all(file.is_file() for file in shard_files(latents, pairs["num_images"])):
-        images = iter_images(Path(pairs["folder"]))
+        images = (pair.image for pair in iter_pairs(Path(pairs["folder"])) if pair.image is not None)
         encode_latents(load_backbone(model), images, load_rgb, pairs["num_images"], resolution, latents)
     return latents
 
