@@ -96,7 +96,8 @@ class TarShard:
         """Members of samples, and those that are refused."""
         try:
             with tarfile.open(self.file, "r|*") as archive:
-                for member in archive:
+                while member := archive.next():
+                    archive.members.clear()  # which would grow with the tar
                     name = f"{self.file.name}:{member.name}"
                     if problem := _refusal(member):
                         yield RawSample(name, b"", (), problem, member.size)
