@@ -119,20 +119,21 @@ def row_sample(name: str, folder: Path, record: Mapping[str, Any]) -> RawSample:
         data = image.get("bytes")
         image = image.get("path") if data is None else data
     if isinstance(image, str):
-        image = inside(folder, image)
-        if image is None:
+        target = inside(image)
+        if target is None:
             return RawSample(name, b"", (), "path leaves the folder")
+        image = folder / target
     if not isinstance(image, (bytes, Path)):
         return RawSample(name, b"", (), "no image")
     return sample_of(name, image, record)
 
 
-def inside(folder: Path, target: str) -> Path | None:
-    """The file that a name in the data means, or None where it lies outside `folder`."""
+def inside(target: str) -> str | None:
+    """A file's name in the data, normalised; None where it leads out of the folder that it is relative to."""
     # By name only: Hugging Face's cache holds its files as links out of the folder, and these are to be followed.
-    relative = Path(os.path.normpath(target))
-    leaves = relative.is_absolute() or os.pardir in relative.parts or "\0" in target
-    return None if leaves else folder / relative
+    name = os.path.normpath(target)
+    leaves = name == os.pardir or name.startswith(("/", "../")) or "\0" in target
+    return None if leaves else name
 
 
 def caption_lines(data: bytes) -> tuple[str, ...] | None:

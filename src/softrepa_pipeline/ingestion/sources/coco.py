@@ -53,8 +53,8 @@ def _image_folder(file: Path, names: dict[Any, str]) -> Path | None:
 
 
 def _exists(folder: Path, name: str) -> bool:
-    file = inside(folder, name)
-    return file is not None and file.is_file()
+    target = inside(name)
+    return target is not None and (folder / target).is_file()
 
 
 def _samples(folder: Path | None, captions: dict[Any, list[str]], names: dict[Any, str]) -> Iterator[RawSample]:
@@ -63,8 +63,9 @@ def _samples(folder: Path | None, captions: dict[Any, list[str]], names: dict[An
         if name is None:
             yield RawSample(f"image_id {image_id}", b"", (), "caption of an image that the file does not list")
             continue
-        image = inside(folder, name) if folder else None
-        if folder and image is None:
+        target = inside(name)
+        image = folder / target if folder and target else None
+        if target is None:
             yield RawSample(name, b"", (), "path leaves the folder")
         elif not all(isinstance(text, str) for text in texts):
             yield RawSample(name, image, (), "captions are not text")

@@ -16,7 +16,7 @@ from softrepa_pipeline.ingestion.sources.base import (
     cut,
     stamp,
 )
-from softrepa_pipeline.ingestion.sources.records import READERS
+from softrepa_pipeline.ingestion.sources.records import READERS, RecordFile
 
 DESCRIPTION = (
     "a folder of images with metadata.jsonl, metadata.csv or pairs.jsonl (keys `file_name` or `file`, and `captions`, "
@@ -46,8 +46,7 @@ def find(source: str) -> list[Shard] | None:
     listed: set[str] = set()
     metadata = [name for name in _files(root) if Path(name).name in _METADATA]
     for name in metadata:
-        file = root / name
-        shards += READERS[file.suffix](root, file, listed)
+        shards += READERS[Path(name).suffix](RecordFile(root, name), listed)
     images = (name for name in _files(root) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name not in listed)
     items = ((name, _stamps(root / name), name) for name in images)
     sidecars = [SidecarShard(key, root, tuple(names)) for key, names in cut(items)]

@@ -97,7 +97,8 @@ def _stamps_of_paths(file: Path, table: pq.ParquetFile, groups: list[int]) -> It
     for batch in table.iter_batches(1024, groups, ["image" if is_path else "image.path"]):
         column = batch.column(0) if is_path else batch.column(0).field("path")
         for target in column.to_pylist():
-            yield stamp(inside(file.parent, target) if target else None)
+            name = inside(target) if target else None
+            yield stamp(file.parent / name if name else None)
 
 
 def _has_rows_without_bytes(table: pq.ParquetFile, groups: list[int]) -> bool:
