@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Protocol, TypeVar
 
 Shard = TypeVar("Shard")
@@ -35,12 +37,25 @@ class LocalRunner:
             yield from map(work, shards)
             return
         # Spawned: a fork would copy the threads' locks of torch and Arrow in whatever state they are.
-        with ProcessPoolExecutor(min(self.num_processes, len(shards)), mp_context=get_context("spawn")) as pool:
+        size, context = min(self.num_processes, len(shards)), get_context("spawn")
+        with ProcessPoolExecutor(size, mp_context=context, initializer=_end_with_parent) as pool:
             try:
                 yield from pool.map(work, shards)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the parent has, which cannot say so if it was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)

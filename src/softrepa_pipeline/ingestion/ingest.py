@@ -106,7 +106,7 @@ def ingest(config: IngestConfig, source: Source, runner: Runner | None = None) -
         changes = count_changes(output / PAIRS_FILE, pairs.partial)
         logger.info("ingest: %s", ", ".join(f"{count} {name}" for name, count in changes.items()))
         pairs.publish()
-    _forget_other_parts(output / PARTS_FOLDER, parts)
+    _clear_away(output, parts)
     return {
         "folder": str(output),
         "digest": content_digest(output / PAIRS_FILE),
@@ -177,7 +177,8 @@ def _write_near_duplicates(config: IngestConfig, pairs: Path, file: Path) -> int
     return len(rows)
 
 
-def _forget_other_parts(folder: Path, parts: Sequence[Part]) -> None:
+def _clear_away(output: Path, parts: Sequence[Part]) -> None:
+    """Remove the parts of shards that are no more, and what killed runs left behind."""
     kept = {file for part in parts for file in (part.file, part.quarantine)}
-    for file in set(folder.iterdir()) - kept:
+    for file in {*(output / PARTS_FOLDER).iterdir(), *output.glob("*.partial")} - kept:
         file.unlink()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -50,11 +51,12 @@ class Pair:
 
 
 class TableWriter:
-    """Rows into `<path>.partial`, a row group at a time; `publish` gives the file its name, else it is removed."""
+    """Rows into a file beside `path`, a row group at a time; `publish` gives it its name, else it is removed."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        # Its own name for each writer: two that write the same part at once each publish a whole one.
+        self.partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
         self._rows: list[Mapping[str, Any]] = []
         self._num_bytes = 0
         # A dictionary of images would hold a second copy of them and find nothing twice; they are compressed already.
@@ -85,7 +87,7 @@ class TableWriter:
         os.replace(self.partial, self.path)
 
     def close(self) -> None:
-        """Complete the file under its partial name."""
+        """Complete the file under its temporary name."""
         self._flush()
         self._writer.close()
 

@@ -97,7 +97,7 @@ class TarShard:
         try:
             with tarfile.open(self.file, "r|*") as archive:
                 while member := archive.next():
-                    archive.members.clear()  # which would grow with the tar
+                    archive.members.clear()  # type: ignore[attr-defined]  # which would grow with the tar
                     name = f"{self.file.name}:{member.name}"
                     if problem := _refusal(member):
                         yield RawSample(name, b"", (), problem, member.size)
