@@ -21,14 +21,14 @@ class SparkRunner:
     master: str = "local[*]"
 
     def map(self, work: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
-        """As `runners.Runner.map`, one task a shard; results come when all are there."""
+        """As `runners.Runner.map`, one task a shard; results come when all are there.
+
+        The session stays, for the next map.
+        """
         if not shards:
             return
         builder = SparkSession.builder.master(self.master).appName("softrepa_pipeline")
         # Executors import what is imported here, also where it is not installed.
         builder = builder.config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         session = builder.config("spark.pyspark.python", sys.executable).getOrCreate()
-        try:
-            yield from session.sparkContext.parallelize(shards, len(shards)).map(work).collect()
-        finally:
-            session.stop()
+        yield from session.sparkContext.parallelize(shards, len(shards)).map(work).collect()
