@@ -1,4 +1,4 @@
-"""A map over shards, on this machine's cores: the one shape that long data work has."""
+"""A map over shards, on this machine's cores or on Spark: the one shape that long data work has."""
 
 from __future__ import annotations
 
@@ -77,3 +77,31 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """Where maps run: `local` in processes, or `spark` on the cluster that `master` names."""
+
+    engine: str = "local"
+    num_processes: int = 1
+    master: str = "local[*]"
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("local", "spark"):
+            raise ValueError(f"runner.engine must be local or spark, not {self.engine}")
+        if self.num_processes < 1:
+            raise ValueError(f"runner.num_processes must be at least 1, not {self.num_processes}")
+
+
+def make_runner(config: RunnerConfig) -> Runner:
+    """The runner of a configuration.
+
+    Raises:
+        ImportError: Spark is asked for and pyspark is not installed.
+    """
+    if config.engine == "local":
+        return LocalRunner(config.num_processes)
+    from softrepa_pipeline.spark import SparkRunner
+
+    return SparkRunner(config.master)

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from softrepa_pipeline.ingestion import IngestConfig, Limits, ingest, iter_pairs
+from softrepa_pipeline.ingestion import IngestConfig, Limits, iter_pairs, open_source
+from softrepa_pipeline.ingestion import ingest as ingest_source
 
+TABLES = ["duplicates.parquet", "pairs.parquet", "parts", "quarantine.parquet"]
 SAMPLE = Path(__file__).parents[2] / "data/01_raw/coco_sample"
 
 
@@ -44,6 +46,10 @@ def config(source: Path, output: Path, **settings: Any) -> IngestConfig:
     return IngestConfig(str(source), str(output), Limits(), **settings)
 
 
+def ingest(config: IngestConfig) -> dict[str, Any]:
+    return ingest_source(config, open_source(config.source))
+
+
 def rows(file: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(file).to_pylist())
 
@@ -59,15 +65,14 @@ def test_the_packaged_photos(tmp_path: Path) -> None:
     }
     assert manifest["folder"] == str(tmp_path)
     assert json.loads(json.dumps(manifest)) == manifest
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["pairs.parquet", "quarantine.parquet"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == TABLES
     for row in table:
         data = (SAMPLE / row["source"]).read_bytes()
-        assert row["image"] == data
         assert row["image_id"] == hashlib.sha256(data).hexdigest()[:32]
         assert (row["width"], row["height"]) == Image.open(BytesIO(data)).size
     pairs = list(iter_pairs(tmp_path))
     assert [(pair.image_id, pair.image, list(pair.captions)) for pair in pairs] == [
-        (row["image_id"], row["image"], row["captions"]) for row in table
+        (row["image_id"], (SAMPLE / row["source"]).read_bytes(), row["captions"]) for row in table
     ]
 
 
@@ -122,10 +127,10 @@ def test_samples_with_the_same_image_are_united(tmp_path: Path) -> None:
         ("data.parquet:0", ["a", "b", "d", "e"]),
         ("data.parquet:1", ["c"]),
     ]
-    assert [row["image"] for row in table] == images[:2]
+    assert [pair.image for pair in iter_pairs(tmp_path / "out")] == images[:2]
     assert (manifest["num_images"], manifest["num_captions"], manifest["num_merged"]) == (2, 5, 3)
     assert manifest["num_quarantined"] == 0
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["pairs.parquet", "quarantine.parquet"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == TABLES
 
 
 def digest(tmp_path: Path, images: list[bytes], captions: list[list[str]]) -> str:
@@ -178,7 +183,12 @@ def test_an_earlier_result_outlives_a_failed_run(tmp_path: Path) -> None:
 def test_more_images_than_one_row_group(tmp_path: Path) -> None:
     # Bytes after the end of a JPEG are no fault, and make one photo many distinct ones.
     images = [photo(0) + struct.pack(">I", number) for number in range(2_500)]
-    manifest = ingest(config(write_parquet(tmp_path / "raw", images, [["a"]] * 2_500), tmp_path / "out"))
+    manifest = ingest(
+        config(
+            write_parquet(tmp_path / "raw", images, [[f"caption {number}"] for number in range(2_500)]),
+            tmp_path / "out",
+        )
+    )
     assert manifest["num_images"] == 2_500
     assert [pair.image for pair in iter_pairs(tmp_path / "out")] == images
     assert pq.ParquetFile(tmp_path / "out/pairs.parquet").num_row_groups == 3

@@ -9,9 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from softrepa_pipeline.ingestion import RawSample, open_source
+from softrepa_pipeline.ingestion import RawSample
+from softrepa_pipeline.ingestion import open_source as find_source
 
 SAMPLE = Path(__file__).parents[2] / "data/01_raw/coco_sample"
+
+
+def open_source(path: Path) -> Iterator[RawSample]:
+    return find_source(str(path)).samples()
 
 
 def write_metadata(folder: Path, *records: Any) -> None:
@@ -175,7 +180,7 @@ def test_missing_source_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         open_source(tmp_path / "nowhere")
     assert str(caught.value) == (
-        f"no data at {tmp_path / 'nowhere'}; set `datasets.<name>.path` or pass --params dataset=FOLDER"
+        f"no data at {tmp_path / 'nowhere'}; set `source.known.<name>` or pass --params dataset=FOLDER"
     )
 
 
@@ -183,13 +188,13 @@ def test_missing_source_says_what_to_set(tmp_path: Path) -> None:
 def test_folder_with_nothing_usable_names_the_formats(tmp_path: Path, name: str) -> None:
     write_images(tmp_path, name)
     for path in (tmp_path, tmp_path / name):
-        with pytest.raises(ValueError, match=r"accepted are: a \.parquet file .* metadata\.jsonl .* \.txt"):
+        with pytest.raises(ValueError, match=r"accepted are: .* \.parquet .* \.tar .* metadata\.jsonl, .* \.txt"):
             open_source(path)
 
 
 def test_parquet_faults_are_found_at_the_call(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": [b"1"], "caption": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet has the columns picture, caption; accepted are"):
+    with pytest.raises(ValueError, match=r"a\.parquet has the columns picture, caption; accepted is"):
         open_source(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):

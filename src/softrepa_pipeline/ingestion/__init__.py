@@ -1,31 +1,27 @@
-"""Ingestion: any captioned images in, one checked Parquet table and a quarantine table out."""
+"""Ingestion: any captioned images in, one checked table of pairs and a quarantine table out."""
 
 from softrepa_pipeline.ingestion.ingest import IngestConfig, ingest
 from softrepa_pipeline.ingestion.reading import image_ids, iter_captions, read_images
-from softrepa_pipeline.ingestion.sources import RawSample, open_source
+from softrepa_pipeline.ingestion.screens import Removal, leaks
+from softrepa_pipeline.ingestion.sources import RawSample, Source, open_source
 from softrepa_pipeline.ingestion.tables import Pair, iter_pairs
-from softrepa_pipeline.ingestion.validation import (
-    BadSample,
-    CheckedImage,
-    Limits,
-    check_image,
-    clean_caption,
-    load_rgb,
-)
+from softrepa_pipeline.ingestion.validation import BadSample, Limits, check_image, clean_caption, load_rgb
 
 __all__ = [
     "BadSample",
-    "CheckedImage",
     "IngestConfig",
     "Limits",
     "Pair",
     "RawSample",
+    "Removal",
+    "Source",
     "check_image",
     "clean_caption",
     "image_ids",
     "ingest",
     "iter_captions",
     "iter_pairs",
+    "leaks",
     "load_rgb",
     "open_source",
     "read_images",

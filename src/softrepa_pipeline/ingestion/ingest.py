@@ -1,189 +1,184 @@
-"""Ingestion of a source into `pairs.parquet`, with what cannot be used in `quarantine.parquet`."""
+"""Ingestion of a source: a map over its shards, then a merge of what they hold (docs/data-format.md)."""
 
 from __future__ import annotations
 
-import hashlib
-import stat
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from softrepa_pipeline.ingestion.sources import RawSample, open_source
+from softrepa_pipeline.ingestion.changes import count_changes
+from softrepa_pipeline.ingestion.check import CheckShard, Part
+from softrepa_pipeline.ingestion.duplicates import near_duplicates
+from softrepa_pipeline.ingestion.merge import merge
+from softrepa_pipeline.ingestion.screens import Removal, floods, leaks, perceptual_hashes, remove
+from softrepa_pipeline.ingestion.sources import Source
 from softrepa_pipeline.ingestion.tables import (
+    DUPLICATES_FILE,
+    DUPLICATES_SCHEMA,
     PAIRS_FILE,
     PAIRS_SCHEMA,
+    PARTS_FOLDER,
     QUARANTINE_FILE,
     QUARANTINE_SCHEMA,
     TableWriter,
-    add_captions,
     content_digest,
+    iter_rows,
 )
-from softrepa_pipeline.ingestion.validation import (
-    BadSample,
-    CheckedImage,
-    Limits,
-    check_image,
-    check_size,
-    clean_caption,
-)
+from softrepa_pipeline.ingestion.validation import Limits
+from softrepa_pipeline.runners import LocalRunner, Runner
+from softrepa_pipeline.stage import code_digest
+
+logger = logging.getLogger(__name__)
+
+_CHECKS = ("ingestion/check", "ingestion/sources", "ingestion/tables", "ingestion/validation")
 
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """What to read, where to write, and the share of bad samples, with their least number, that is too many."""
+    """What to read, where to write, and what is too much.
+
+    A share of bad samples above `max_bad_share`, with their least number, stops the ingestion. A caption of more than
+    `max_images_per_caption` images is taken from all of them, an image with more than `max_captions_per_image` taken
+    out. Images are near-duplicates if their perceptual hashes differ in at most `near_duplicate_bits` of 64.
+    `evaluation` is the folder of an ingested data set whose images and captions must not be in this one.
+    """
 
     source: str
     output: str
     limits: Limits = field(default_factory=Limits)
     max_bad_share: float = 0.2
     min_bad_samples: int = 10
+    max_images_per_caption: int = 1000
+    max_captions_per_image: int = 100
+    near_duplicate_bits: int = 4
+    evaluation: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"ingest.max_bad_share must be in [0, 1], not {self.max_bad_share}")
+        for name in ("max_images_per_caption", "max_captions_per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ingest.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.near_duplicate_bits <= 7:
+            raise ValueError(f"ingest.near_duplicate_bits must be in [0, 7], not {self.near_duplicate_bits}")
         source, output = Path(self.source).resolve(), Path(self.output).resolve()
-        if source in (output, output / PAIRS_FILE, output / QUARANTINE_FILE):
+        if source in (output, output / PARTS_FOLDER, output / PAIRS_FILE, output / QUARANTINE_FILE):
             raise ValueError(f"ingest.output would overwrite ingest.source: {self.output}")
+        if self.evaluation is not None and not (Path(self.evaluation) / PAIRS_FILE).is_file():
+            raise ValueError(f"ingest.evaluation is {self.evaluation}, where there is no {PAIRS_FILE}; ingest it first")
 
 
-@dataclass
-class _Tally:
-    num_samples: int = 0
-    num_bad: int = 0
-    num_merged: int = 0
-    image_ids: set[str] = field(default_factory=set)
-    late_captions: dict[str, list[str]] = field(default_factory=dict)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-
-def ingest(config: IngestConfig) -> dict[str, Any]:
-    """Check every sample of a source, write both tables to the output folder and return a JSON-able manifest.
+def ingest(config: IngestConfig, source: Source, runner: Runner | None = None) -> dict[str, Any]:
+    """Check every sample of a source, write the tables to the output folder and return a JSON-able manifest.
 
     A sample is bad, and absent from the pairs, if its image or all its captions are; a bad caption among good ones
     only costs itself. Each bad image and each bad caption is a row of the quarantine table, whose `bytes` is the size
     of the image, 0 where there is none. Samples with the same image bytes become one row, which has the name of the
     first and the captions of all, each once, in order. Each table appears under its name only when it is complete.
+    The tables do not depend on the runner, nor on what was ingested before.
 
     Raises:
-        FileNotFoundError: there is no source.
-        ValueError: the source has no accepted format, no usable sample, or too many bad ones; in the last two cases
-            the quarantine table has been written, and the pairs have been left as they were.
+        ValueError: the source has no usable sample, or too many bad ones; the quarantine table has been written, and
+            the pairs have been left as they were.
     """
-    samples, output = open_source(Path(config.source)), Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = Path(config.output)
+    parts = _check(config, source, runner or LocalRunner())
     with TableWriter(output / PAIRS_FILE, PAIRS_SCHEMA) as pairs:
-        with TableWriter(output / QUARANTINE_FILE, QUARANTINE_SCHEMA) as quarantine:
-            tally = _sort(samples, config.limits, pairs, quarantine)
-            quarantine.publish()
-        _refuse_bad_source(config, tally)
+        num_merged = merge([part.file for part in parts], pairs)
         pairs.close()
-        if tally.late_captions:
-            add_captions(pairs.partial, tally.late_captions)
+        with TableWriter(output / QUARANTINE_FILE, QUARANTINE_SCHEMA) as quarantine:
+            for part in parts:
+                for row in iter_rows(part.quarantine):
+                    quarantine.add(row)
+            num_flooded = remove(pairs.partial, _floods(config, pairs.partial), quarantine)
+            num_leaked = remove(pairs.partial, _leaks(config, pairs.partial), quarantine)
+            quarantine.publish()
+        num_samples = sum(part.num_samples for part in parts)
+        reasons = Counter(row["reason"] for row in iter_rows(output / QUARANTINE_FILE, ("reason",)))
+        counts = _counts(pairs.partial)
+        _refuse_bad_source(config, num_samples, sum(part.num_bad for part in parts) + num_flooded, reasons, counts)
+        num_near = _write_near_duplicates(config, pairs.partial, output / DUPLICATES_FILE)
+        changes = count_changes(output / PAIRS_FILE, pairs.partial)
+        logger.info("ingest: %s", ", ".join(f"{count} {name}" for name, count in changes.items()))
         pairs.publish()
-    return _manifest(output, tally)
+    _clear_away(output, parts)
+    return {
+        "folder": str(output),
+        "digest": content_digest(output / PAIRS_FILE),
+        "num_samples": num_samples,
+        **counts,
+        "num_merged": num_merged,
+        "num_near_duplicates": num_near,
+        "num_leaked": num_leaked,
+        "num_quarantined": reasons.total(),
+        "reasons": dict(sorted(reasons.items())),
+    }
 
 
-def _sort(samples: Iterable[RawSample], limits: Limits, pairs: TableWriter, quarantine: TableWriter) -> _Tally:
-    tally = _Tally()
-    for sample in tqdm(samples, desc="ingest", unit="sample"):
-        tally.num_samples += 1
-        reasons = _take(sample, limits, pairs, tally)
-        for reason in reasons:
-            quarantine.add({"file": _as_utf8(sample.name), "reason": reason, "bytes": _num_bytes(sample)})
-        tally.reasons.update(reasons)
-    return tally
+def _check(config: IngestConfig, source: Source, runner: Runner) -> list[Part]:
+    folder = Path(config.output) / PARTS_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    work = CheckShard(folder, config.limits, code_digest(_CHECKS))
+    parts, num_samples = [], 0
+    with tqdm(total=len(source.shards), desc="ingest", unit="shard", mininterval=1) as progress:
+        for part in runner.map(work, source.shards):
+            parts.append(part)
+            progress.update()
+            num_samples += part.num_samples
+            progress.set_postfix(samples=num_samples, refresh=False)
+    return parts
 
 
-def _take(sample: RawSample, limits: Limits, pairs: TableWriter, tally: _Tally) -> list[str]:
-    """Add a sample to the pairs if it can be used; returns the reasons against it or against some of its captions."""
-    try:
-        data, size = _read(sample, limits)
-    except BadSample as bad:
-        tally.num_bad += 1
-        return [bad.reason]
-    captions, reasons = _clean(sample.captions, limits)
-    image_id = hashlib.sha256(data).hexdigest()[:32]
-    if not captions:
-        tally.num_bad += 1
-    elif image_id in tally.image_ids:
-        tally.num_merged += 1
-        tally.late_captions.setdefault(image_id, []).extend(captions)
-    else:
-        tally.image_ids.add(image_id)
-        row = {"image_id": image_id, "image": data, "captions": captions, "source": _as_utf8(sample.name)}
-        pairs.add({**row, "width": size.width, "height": size.height})
-    return reasons
+def _floods(config: IngestConfig, pairs: Path) -> Removal:
+    return floods(pairs, config.max_images_per_caption, config.max_captions_per_image)
 
 
-def _read(sample: RawSample, limits: Limits) -> tuple[bytes, CheckedImage]:
-    if sample.problem:
-        raise BadSample(sample.problem)
-    data = _read_file(sample.image, limits) if isinstance(sample.image, Path) else sample.image
-    if not sample.captions:
-        raise BadSample("no caption")
-    return data, check_image(data, limits)
+def _leaks(config: IngestConfig, pairs: Path) -> Removal:
+    if config.evaluation is None:
+        return Removal()
+    return leaks(pairs, Path(config.evaluation) / PAIRS_FILE, config.near_duplicate_bits)
 
 
-def _read_file(file: Path, limits: Limits) -> bytes:
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BadSample("not a file")
-        check_size(status.st_size, limits)
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        raise BadSample("file not found") from error
-    except OSError as error:
-        raise BadSample("file cannot be read") from error
+def _counts(pairs: Path) -> dict[str, Any]:
+    num_images = num_captions = 0
+    has_images = True
+    for row in iter_rows(pairs, ("captions", "width")):
+        num_images += 1
+        num_captions += len(row["captions"])
+        has_images &= row["width"] is not None
+    return {"num_images": num_images, "num_captions": num_captions, "has_images": has_images}
 
 
-def _clean(captions: Iterable[str], limits: Limits) -> tuple[list[str], list[str]]:
-    cleaned, reasons = [], []
-    for text in captions:
-        try:
-            cleaned.append(clean_caption(text, limits))
-        except BadSample as bad:
-            reasons.append(bad.reason)
-    return list(dict.fromkeys(cleaned)), reasons
-
-
-def _num_bytes(sample: RawSample) -> int:
-    if isinstance(sample.image, bytes):
-        return len(sample.image)
-    try:
-        return sample.image.stat().st_size
-    except OSError:
-        return 0
-
-
-def _as_utf8(name: str) -> str:
-    # A file name on Linux may be any bytes, which Python holds as surrogates and Arrow refuses.
-    return name.encode("utf-8", "replace").decode()
-
-
-def _refuse_bad_source(config: IngestConfig, tally: _Tally) -> None:
-    too_many = tally.num_bad > config.max_bad_share * tally.num_samples and tally.num_bad >= config.min_bad_samples
-    if too_many or not tally.image_ids:
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in tally.reasons.most_common())
+def _refuse_bad_source(
+    config: IngestConfig, num_samples: int, num_bad: int, reasons: Counter[str], counts: dict[str, Any]
+) -> None:
+    too_many = num_bad > config.max_bad_share * num_samples and num_bad >= config.min_bad_samples
+    if too_many or not counts["num_images"]:
+        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         raise ValueError(
-            f"{tally.num_bad} of {tally.num_samples} samples of {config.source} are bad (ingest.max_bad_share is "
-            f"{config.max_bad_share:g}): {reasons}. All are listed in {Path(config.output) / QUARANTINE_FILE}"
+            f"{num_bad} of {num_samples} samples of {config.source} are bad (ingest.max_bad_share is "
+            f"{config.max_bad_share:g}): {listed}. All are listed in {Path(config.output) / QUARANTINE_FILE}"
         )
 
 
-def _manifest(output: Path, tally: _Tally) -> dict[str, Any]:
-    digest, num_captions = content_digest(output / PAIRS_FILE)
-    return {
-        "folder": str(output),
-        "digest": digest,
-        "num_samples": tally.num_samples,
-        "num_images": len(tally.image_ids),
-        "num_captions": num_captions,
-        "num_merged": tally.num_merged,
-        "num_quarantined": tally.reasons.total(),
-        "reasons": dict(sorted(tally.reasons.items())),
-    }
+def _write_near_duplicates(config: IngestConfig, pairs: Path, file: Path) -> int:
+    ids, hashes = perceptual_hashes(pairs)
+    rows, originals, distances = near_duplicates(hashes, config.near_duplicate_bits)
+    with TableWriter(file, DUPLICATES_SCHEMA) as table:
+        for row, original, distance in zip(rows, originals, distances, strict=True):
+            found = {"image_id": ids[row].decode(), "duplicate_of": ids[original].decode()}
+            table.add({**found, "distance": int(distance)})
+        table.publish()
+    return len(rows)
+
+
+def _clear_away(output: Path, parts: Sequence[Part]) -> None:
+    """Remove the parts of shards that are no more, and what killed runs left behind."""
+    kept = {file for part in parts for file in (part.file, part.quarantine)}
+    for file in {*(output / PARTS_FOLDER).iterdir(), *output.glob("*.partial")} - kept:
+        file.unlink()

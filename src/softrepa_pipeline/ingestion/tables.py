@@ -1,4 +1,4 @@
-"""The two tables that ingestion writes, `pairs.parquet` and `quarantine.parquet`, and readers of the first."""
+"""The tables that ingestion writes (docs/data-format.md), and readers of the pairs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 PAIRS_FILE = "pairs.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
-PAIRS_SCHEMA = pa.schema(
-    {
-        "image_id": pa.string(),
-        "image": pa.binary(),
-        "captions": pa.list_(pa.string()),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "source": pa.string(),
-    }
-)
+DUPLICATES_FILE = "duplicates.parquet"
+PARTS_FOLDER = "parts"
+_SAMPLE = {
+    "image_id": pa.string(),
+    "captions": pa.list_(pa.string()),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "bytes": pa.int64(),
+    "source": pa.string(),
+    "perceptual_hash": pa.uint64(),
+}
+PART_SCHEMA = pa.schema({**_SAMPLE, "image": pa.binary()})
+PAIRS_SCHEMA = pa.schema({**_SAMPLE, "part": pa.string(), "row": pa.int32()})
 QUARANTINE_SCHEMA = pa.schema({"file": pa.string(), "reason": pa.string(), "bytes": pa.int64()})
+DUPLICATES_SCHEMA = pa.schema({"image_id": pa.string(), "duplicate_of": pa.string(), "distance": pa.int8()})
 _BATCH_ROWS = 64
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 32 << 20
@@ -33,23 +40,28 @@ _GROUP_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Pair:
-    """An image in its original encoding with its captions; `image_id` is 32 hex digits of the SHA-256 of the bytes."""
+    """An image in its original encoding with its captions; `image_id` is 32 hex digits of the SHA-256 of the bytes.
+
+    Where the data set has captions only, `image` is None and `image_id` the hash of the name that the source gives it.
+    """
 
     image_id: str
-    image: bytes
+    image: bytes | None
     captions: tuple[str, ...]
 
 
 class TableWriter:
-    """Rows into `<path>.partial`, a row group at a time; `publish` gives the file its name, else it is removed."""
+    """Rows into a file beside `path`, a row group at a time; `publish` gives it its name, else it is removed."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        # Its own name for each writer: two that write the same part at once each publish a whole one.
+        self.partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
         self._rows: list[Mapping[str, Any]] = []
         self._num_bytes = 0
-        # A dictionary of images would hold a second copy of them and find nothing twice.
-        self._writer = pq.ParquetWriter(self.partial, schema, use_dictionary=False)
+        # A dictionary of images would hold a second copy of them and find nothing twice; they are compressed already.
+        compression = {name: "none" if name == "image" else "snappy" for name in schema.names}
+        self._writer = pq.ParquetWriter(self.partial, schema, use_dictionary=False, compression=compression)
 
     def __enter__(self) -> TableWriter:
         return self
@@ -61,9 +73,13 @@ class TableWriter:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row with the schema's columns."""
         self._rows.append(row)
-        self._num_bytes += len(row.get("image", b""))
+        self._num_bytes += len(row.get("image") or b"")
         if len(self._rows) >= _GROUP_ROWS or self._num_bytes >= _GROUP_BYTES:
             self._flush()
+
+    def describe(self, **facts: object) -> None:
+        """Write facts into the file's own metadata, as JSON."""
+        self._writer.add_key_value_metadata({key: json.dumps(value) for key, value in facts.items()})
 
     def publish(self) -> None:
         """Complete the file and put it in the place of an older one in one step."""
@@ -71,7 +87,7 @@ class TableWriter:
         os.replace(self.partial, self.path)
 
     def close(self) -> None:
-        """Complete the file under its partial name."""
+        """Complete the file under its temporary name."""
         self._flush()
         self._writer.close()
 
@@ -83,8 +99,12 @@ class TableWriter:
 
 def iter_pairs(folder: Path) -> Iterator[Pair]:
     """Stream the pairs of an ingested folder in file order."""
-    for row in iter_rows(folder / PAIRS_FILE, ("image_id", "image", "captions")):
-        yield Pair(row["image_id"], row["image"], tuple(row["captions"]))
+    rows = iter_rows(folder / PAIRS_FILE, ("image_id", "captions", "part", "row"))
+    for part, group in groupby(rows, key=lambda row: row["part"]):
+        images = enumerate(iter_rows(folder / PARTS_FOLDER / part, ("image",)))
+        for row in group:
+            image = next(record["image"] for number, record in images if number == row["row"])
+            yield Pair(row["image_id"], image, tuple(row["captions"]))
 
 
 def iter_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -95,20 +115,14 @@ def iter_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[dict
             yield from batch.to_pylist()
 
 
-def add_captions(file: Path, captions: Mapping[str, Sequence[str]]) -> None:
-    """Append captions, by image id, to the rows of a pairs table; those that a row has already are not repeated."""
-    with TableWriter(file, PAIRS_SCHEMA) as table:
-        for row in iter_rows(file):
-            united = dict.fromkeys([*row["captions"], *captions.get(row["image_id"], ())])
-            table.add({**row, "captions": list(united)})
-        table.publish()
-
-
-def content_digest(file: Path) -> tuple[str, int]:
-    """The SHA-256 of a pairs table's content, whatever the order of its rows, and its number of captions."""
-    num_captions, lines = 0, []
-    for row in iter_rows(file, ("image_id", "captions")):
-        num_captions += len(row["captions"])
+def content_digest(file: Path) -> str:
+    """The SHA-256 of a pairs table's content, whatever the order of its rows."""
+    lines = np.empty(pq.read_metadata(file).num_rows, "S98")
+    for index, row in enumerate(iter_rows(file, ("image_id", "captions"))):
         captions = hashlib.sha256(json.dumps(row["captions"]).encode()).hexdigest()
-        lines.append(f"{row['image_id']} {captions}\n")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(), num_captions
+        lines[index] = f"{row['image_id']} {captions}\n".encode()
+    lines.sort()
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()

@@ -55,16 +55,8 @@ class Limits:
             raise ValueError(f"limits.max_pixels must be at most {_PILLOW_MAX_PIXELS}, not {self.max_pixels}")
 
 
-@dataclass(frozen=True)
-class CheckedImage:
-    """Width and height in pixels of the image as `load_rgb` gives it."""
-
-    width: int
-    height: int
-
-
-def check_image(data: bytes, limits: Limits) -> CheckedImage:
-    """Check an encoded image, the cheap checks first, and decode it in full last.
+def check_image(data: bytes, limits: Limits) -> Image.Image:
+    """Check an encoded image, the cheap checks first, and decode it in full last, as `load_rgb` does.
 
     Raises:
         BadSample: it breaks a limit, is no image, or does not decode.
@@ -77,7 +69,7 @@ def check_image(data: bytes, limits: Limits) -> CheckedImage:
         raise BadSample(f"a side below {limits.min_side} pixels")
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
         raise BadSample(f"aspect ratio above {limits.max_aspect_ratio:g}")
-    return CheckedImage(*load_rgb(data).size)
+    return load_rgb(data)
 
 
 def check_size(num_bytes: int, limits: Limits) -> None:

@@ -16,7 +16,7 @@ from softrepa_pipeline.caches import CacheConfig, limited
 from softrepa_pipeline.config import build
 from softrepa_pipeline.ingestion import image_ids, read_images
 from softrepa_pipeline.pipelines.fit.follow import following
-from softrepa_pipeline.runners import LocalRunner
+from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
 from softrepa_pipeline.training import (
@@ -46,6 +46,11 @@ def fit_tokens(
     force: bool,
 ) -> dict[str, Any]:
     """Train soft tokens on the mined candidates; a stopped run goes on from its last checkpoint."""
+    if not pairs["has_images"]:
+        raise ValueError(
+            f"{pairs['folder']} holds captions without images, which can be mined but not trained on; "
+            "docs/data-format.md says where a caption file's images are looked for"
+        )
     model_config = build(ModelConfig, model, "model")
     config = configured(model_config.family, parameters)
     execution_config = build(ExecutionConfig, execution, "execution")
@@ -61,7 +66,9 @@ def fit_tokens(
         store = latent_store(model_config, config.resolution, Path(folders["latents"]))
         ids, read = image_ids(Path(pairs["folder"])), partial(read_images, Path(pairs["folder"]))
         with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
-            encode_latents(model_config, ids, read, config.resolution, store, build(LocalRunner, runner, "runner"))
+            encode_latents(
+                model_config, ids, read, config.resolution, store, make_runner(build(RunnerConfig, runner, "runner"))
+            )
         work = stage.folder / "runs" / stage.fingerprint
         if force:
             shutil.rmtree(work, ignore_errors=True)

@@ -13,5 +13,5 @@ def render_world_node() -> Pipeline:
 
 
 def create_pipeline() -> Pipeline:
-    inputs = ["params:source", "params:ingest", "params:folders.pairs", "world", "params:force"]
+    inputs = ["params:source", "params:ingest", "params:runner", "params:folders.pairs", "world", "params:force"]
     return render_world_node() + pipeline([node(ingest_pairs, inputs, "pairs", name="ingest_pairs")])

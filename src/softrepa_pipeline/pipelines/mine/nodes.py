@@ -11,7 +11,7 @@ from softrepa_pipeline.caches import CacheConfig, limited
 from softrepa_pipeline.config import build
 from softrepa_pipeline.ingestion import iter_captions, read_images
 from softrepa_pipeline.mining import Captioned, Embeddings, MineConfig, mine
-from softrepa_pipeline.runners import LocalRunner
+from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.stage import Stage, run_stage, source_digest
 
 
@@ -34,7 +34,7 @@ def mine_negatives(
         Path(folders["clip"]),
         partial(read_images, pairs_folder),
         config.device,
-        build(LocalRunner, runner, "runner"),
+        make_runner(build(RunnerConfig, runner, "runner")),
     )
 
     def compute() -> dict[str, Any]:
