@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from softrepa_pipeline.ingestion.tables import PAIRS_FILE, iter_rows
+from softrepa_pipeline.ingestion.tables import PAIRS_FILE, PARTS_FOLDER, iter_rows
 from softrepa_pipeline.ingestion.validation import load_rgb
 
 
@@ -27,12 +28,20 @@ def iter_captions(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def read_images(folder: Path, places: list[int]) -> Iterator[Image.Image]:
     """RGB images at these places of the table, one after the other; neighbours are read together."""
+    stored = pq.read_table(folder / PAIRS_FILE, columns=["part", "row"]).take(places)
+    found = zip(stored["part"].to_pylist(), stored["row"].to_pylist(), strict=True)
+    for part, rows in groupby(found, key=itemgetter(0)):
+        for image in _images_of(folder / PARTS_FOLDER / part, [row for _, row in rows]):
+            yield load_rgb(image)
+
+
+def _images_of(part: Path, rows: list[int]) -> Iterator[bytes]:
     # With the default read-ahead Arrow keeps every row group that it has read until the file is closed.
-    with pq.ParquetFile(folder / PAIRS_FILE, pre_buffer=False) as table:
+    with pq.ParquetFile(part, pre_buffer=False) as table:
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         ends = np.cumsum(sizes)
-        for group, within in groupby(places, key=lambda place: int(np.searchsorted(ends, place, side="right"))):
+        for group, within in groupby(rows, key=lambda row: int(np.searchsorted(ends, row, side="right"))):
             images = table.read_row_group(group, columns=["image"])["image"]
             start = int(ends[group]) - sizes[group]
-            for place in within:
-                yield load_rgb(images[place - start].as_py())
+            for row in within:
+                yield images[row - start].as_py()
