@@ -68,7 +68,14 @@ def _noun_of(sentence: Sentence, position: int) -> str:
 
 def _swapped_numbers(sentence: Sentence) -> Iterator[str]:
     """ "two dogs and three cats" → "three dogs and two cats", "two dogs and a cat" → "a dog and two cats"."""
-    numbered = [p for p in sentence.phrases if p.determiner in _ONE or p.determiner in lexicon.NUMBERS]
+    counts = _ONE.union(lexicon.NUMBERS)
+    numbered = [
+        phrase
+        for phrase in sentence.phrases
+        if phrase.determiner in counts
+        and phrase.is_plural != (phrase.determiner in _ONE)
+        and not sentence.is_name(phrase.start)
+    ]
     for first, second in combinations(numbered, 2):
         changes = None if first.noun == second.noun else _with_numbers_of(sentence, first, second)
         if changes:
@@ -99,7 +106,8 @@ def swap_object(sentence: Sentence, choice: Choice) -> Iterator[str]:
 
 def _is_one_way(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
     between = range(first.end, second.start + 1)
-    if not (_may_move(first) and _may_move(second)) or not all(sentence.joined(i) for i in between):
+    has_name = any(sentence.is_name(i) for i in range(first.start, second.end))
+    if not (_may_move(first) and _may_move(second)) or has_name or not all(sentence.joined(i) for i in between):
         return False
     words = sentence.words[first.end : second.start]
     while words and words[0] in lexicon.CONTEXTS["links"]:
