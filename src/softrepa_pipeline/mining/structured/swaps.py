@@ -148,13 +148,15 @@ def _stays_grammatical(sentence: Sentence, first: Phrase, second: Phrase) -> boo
 
 
 def _does_alone(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
-    """Whether the first of two people or animals does something: "a man holding a kite next to a woman"."""
+    """Whether something is said of the first of two people or animals alone: "a man holding a kite next to a woman"."""
     kinds = [groups for groups in (lexicon.PEOPLE, {"animal"}) if first.is_one_of(groups) and second.is_one_of(groups)]
     if not kinds or first.is_plural != second.is_plural or not GENDERED.isdisjoint(sentence.words):
         return False
-    between = sentence.words[first.end : second.start]
-    is_alone = sentence.word(first.end) in lexicon.CONTEXTS["deeds"] or not {"while", "as"}.isdisjoint(between)
-    return is_alone and _are_different(first.noun, second.noun)
+    following, between = sentence.word(first.end), sentence.words[first.end + 1 : second.start]
+    is_dressed = following == "in" and not lexicon.COLORS.isdisjoint(between[:3])
+    is_equipped = following == "with" and bool(between) and "and" not in between
+    does = following in lexicon.CONTEXTS["deeds"] or not {"while", "as"}.isdisjoint([following, *between])
+    return (does or is_dressed or is_equipped) and _are_different(first.noun, second.noun)
 
 
 def _are_different(first: str, second: str) -> bool:
