@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
+
+from softrepa_pipeline.randomness import numpy_generator
 
 
 class Choice:
@@ -14,8 +17,12 @@ class Choice:
     true of it. A draw does not depend on which other options fit.
     """
 
-    def __init__(self, used: set[str], avoided: set[str], rng: np.random.Generator) -> None:
-        self._used, self._avoided, self._rng = used, avoided, rng
+    def __init__(self, used: set[str], avoided: set[str], purpose: str) -> None:
+        self._used, self._avoided, self._purpose = used, avoided, purpose
+
+    @cached_property
+    def _rng(self) -> np.random.Generator:
+        return numpy_generator(0, self._purpose)
 
     def one_of(self, options: Sequence[str]) -> str | None:
         """One of the options that the data set uses and that no other caption of the image says."""

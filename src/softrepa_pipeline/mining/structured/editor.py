@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from softrepa_pipeline.mining.structured import lexicon
 from softrepa_pipeline.mining.structured.choice import Choice
@@ -12,7 +13,6 @@ from softrepa_pipeline.mining.structured.relations import replace_relation
 from softrepa_pipeline.mining.structured.sentence import Sentence
 from softrepa_pipeline.mining.structured.swaps import swap_attribute, swap_object
 from softrepa_pipeline.mining.structured.words import replace_attribute, replace_colour, replace_object
-from softrepa_pipeline.randomness import numpy_generator
 
 Rule = Callable[[Sentence, Choice], Iterator[str]]
 RULES: dict[str, Rule] = {
@@ -38,7 +38,7 @@ class CaptionEditor:
     """Edits captions with the words that the captions of a data set use, so that an edit reads like one of them."""
 
     def __init__(self, captions: Iterable[str]) -> None:
-        self._used = {form for caption in captions for word in Sentence(caption).words for form in _forms(word)}
+        self._used = {form for caption in captions for form in _said(caption)}
 
     def edits(self, caption: str, others: Sequence[str] = ()) -> list[Edit]:
         """Every edit of a caption, the same whenever it is made.
@@ -47,17 +47,18 @@ class CaptionEditor:
         things that only they name are not put in, as the image may well show them.
         """
         sentence = Sentence(caption)
-        said = {form for word in sentence.words for form in _forms(word)}
-        elsewhere = {form for other in others for word in Sentence(other).words for form in _forms(word)}
+        elsewhere = {form for other in others for form in _said(other)} - _said(caption)
         made: dict[str, Edit] = {}
         for kind, rule in RULES.items():
-            choice = Choice(self._used, elsewhere - said, numpy_generator(0, f"{kind} of {caption}"))
-            for text in rule(sentence, choice):
+            for text in rule(sentence, Choice(self._used, elsewhere, f"{kind} of {caption}")):
                 made.setdefault(text, Edit(text, kind))
         return [edit for text, edit in made.items() if text != caption and text not in others]
 
 
-def _forms(word: str) -> set[str]:
-    """A word, and where it is a noun of the lexicon, its singular and plural."""
-    singular = lexicon.SINGULAR_OF.get(word, word)
-    return {word, singular, lexicon.plural(singular)} if singular in lexicon.GROUPS_OF else {word}
+# The captions of an image are edited one after another, each beside all others.
+@lru_cache(maxsize=64)
+def _said(caption: str) -> frozenset[str]:
+    """The words of a caption, and of nouns that the lexicon knows the singular and the plural."""
+    words = set(Sentence(caption).words)
+    singulars = {lexicon.SINGULAR_OF.get(word, word) for word in words} & lexicon.GROUPS_OF.keys()
+    return frozenset(words | singulars | {lexicon.plural(noun) for noun in singulars})

@@ -13,7 +13,18 @@ from softrepa_pipeline.mining.structured.sentence import Sentence
 Condition = Callable[[Sentence, int, int], bool]
 """Whether words [start, end) of a sentence are meant as the relation."""
 
-_SUPPORTS = {"furniture", "resting place", "vehicle", "cycle", "bathroom", "appliance", "luggage", "gear", "animal"}
+_SUPPORTS = {
+    "furniture",
+    "resting place",
+    "vehicle",
+    "cycle",
+    "bathroom",
+    "appliance",
+    "luggage",
+    "gear",
+    "animal",
+    "plate",
+}
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,8 @@ _RELATIONS = tuple(
         ("outside", "inside", _is_outdoors),
         ("underneath", "on top of", _THING),
         ("beneath", "on top of", _THING),
-        ("under", "above, on top of", _before({*_SUPPORTS, "shape"})),
-        ("over", "under, below", _before({*_SUPPORTS, "shape"})),
+        ("under", "above, on top of", _before({*_SUPPORTS, "shape", "scenery"})),
+        ("over", "under, below", _before({*_SUPPORTS, "shape", "scenery"})),
         ("on", "under, underneath", _before(_SUPPORTS)),
         ("at", "under", _before_nouns("table", "desk", "dining table")),
         ("in", "beside, next to", _before({"container", "dish", "luggage"})),

@@ -92,11 +92,18 @@ class Sentence:
 
     def spans_of(self, *words: str) -> Iterator[int]:
         """Where these words stand one after another, none of them a name."""
-        for start in range(len(self) - len(words) + 1):
+        for start in self._places.get(words[0], []):
             rest = range(start + 1, start + len(words))
-            stands = self.words[start] == words[0] and all(self.word(i) == words[i - start] for i in rest)
+            stands = all(self.word(i) == words[i - start] for i in rest)
             if stands and not any(self.is_name(i) for i in (start, *rest)):
                 yield start
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for position, word in enumerate(self.words):
+            places.setdefault(word, []).append(position)
+        return places
 
     @cached_property
     def phrases(self) -> list[Phrase]:
@@ -129,10 +136,12 @@ class Sentence:
         return "", 0
 
     def _ends_noun(self, end: int) -> bool:
-        """Whether the word at `end` cannot go on with the compound."""
+        """Whether the word at `end` cannot go on with the compound, as "stand" does in "a hot dog stand"."""
         word = self.word(end)
-        is_participle = word.endswith(("ing", "ed")) and word not in lexicon.NOT_PARTICIPLES
-        return not word or is_participle or self._is_closed(end) or word in lexicon.PARTICIPLES
+        if not word or word in lexicon.PARTICIPLES or self._is_closed(end):
+            is_noun = word in lexicon.PLURAL_VERBS.keys() - {"are", "were", "have"}
+            return not is_noun or self.words[end - 1] in lexicon.SINGULAR_OF
+        return word.endswith(("ing", "ed")) and word not in lexicon.NOT_PARTICIPLES
 
     def _is_closed(self, position: int) -> bool:
         """Whether the word is a function word, a determiner or a known verb."""

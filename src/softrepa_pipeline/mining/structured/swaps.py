@@ -68,7 +68,14 @@ def _noun_of(sentence: Sentence, position: int) -> str:
 
 def _swapped_numbers(sentence: Sentence) -> Iterator[str]:
     """ "two dogs and three cats" → "three dogs and two cats", "two dogs and a cat" → "a dog and two cats"."""
-    numbered = [p for p in sentence.phrases if p.determiner in _ONE or p.determiner in lexicon.NUMBERS]
+    counts = _ONE.union(lexicon.NUMBERS)
+    numbered = [
+        phrase
+        for phrase in sentence.phrases
+        if phrase.determiner in counts
+        and phrase.is_plural != (phrase.determiner in _ONE)
+        and not sentence.is_name(phrase.start)
+    ]
     for first, second in combinations(numbered, 2):
         changes = None if first.noun == second.noun else _with_numbers_of(sentence, first, second)
         if changes:
@@ -99,7 +106,8 @@ def swap_object(sentence: Sentence, choice: Choice) -> Iterator[str]:
 
 def _is_one_way(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
     between = range(first.end, second.start + 1)
-    if not (_may_move(first) and _may_move(second)) or not all(sentence.joined(i) for i in between):
+    has_name = any(sentence.is_name(i) for i in range(first.start, second.end))
+    if not (_may_move(first) and _may_move(second)) or has_name or not all(sentence.joined(i) for i in between):
         return False
     words = sentence.words[first.end : second.start]
     while words and words[0] in lexicon.CONTEXTS["links"]:
@@ -140,13 +148,15 @@ def _stays_grammatical(sentence: Sentence, first: Phrase, second: Phrase) -> boo
 
 
 def _does_alone(sentence: Sentence, first: Phrase, second: Phrase) -> bool:
-    """Whether the first of two people or animals does something: "a man holding a kite next to a woman"."""
+    """Whether something is said of the first of two people or animals alone: "a man holding a kite next to a woman"."""
     kinds = [groups for groups in (lexicon.PEOPLE, {"animal"}) if first.is_one_of(groups) and second.is_one_of(groups)]
     if not kinds or first.is_plural != second.is_plural or not GENDERED.isdisjoint(sentence.words):
         return False
-    between = sentence.words[first.end : second.start]
-    is_alone = sentence.word(first.end) in lexicon.CONTEXTS["deeds"] or not {"while", "as"}.isdisjoint(between)
-    return is_alone and _are_different(first.noun, second.noun)
+    following, between = sentence.word(first.end), sentence.words[first.end + 1 : second.start]
+    is_dressed = following == "in" and not lexicon.COLORS.isdisjoint(between[:3])
+    is_equipped = following == "with" and bool(between) and "and" not in between
+    does = following in lexicon.CONTEXTS["deeds"] or not {"while", "as"}.isdisjoint([following, *between])
+    return (does or is_dressed or is_equipped) and _are_different(first.noun, second.noun)
 
 
 def _are_different(first: str, second: str) -> bool:
