@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoder_work import CLIP, embed, files, killed_at_random, picture, read
 from PIL import Image
-from store_work import CLIP, embed, files, keys, killed_at_random, picture, read
+from store_work import keys
 
 from softrepa_pipeline.mining import ClipEncoder, Embeddings, embeddings
 

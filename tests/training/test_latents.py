@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_work import encode, encoded, killed_at_random
 from PIL import Image
-from store_work import encode, encoded, killed_at_random, picture
+from store_work import picture
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig
 from softrepa_pipeline.tensor_store import TensorStore, shard_files
