@@ -37,12 +37,12 @@ def encode(folder: Path, model: ModelConfig) -> None:
     encoded(model, list(range(48)), TensorStore(folder / "store"))
 
 
-def embed(folder: Path, num_processes: int = 1) -> None:
+def embed(folder: Path) -> None:
     """Eight shards of eight images, then as many of captions."""
     torch.set_num_threads(1)
     embeddings._SHARD_ROWS = 8
     numbers = list(range(64))
-    kept = Embeddings(str(CLIP), folder, partial(read, numbers), runner=LocalRunner(num_processes))
+    kept = Embeddings(str(CLIP), folder, partial(read, numbers))
     kept.of_images(keys(*numbers))
     kept.of_captions([f"a circle and {number} squares" for number in numbers])
 
