@@ -82,9 +82,9 @@ def load_backbone(config: ModelConfig) -> Backbone:
     if config.family == "sd3" and (not config.t5 or (index or {}).get("text_encoder_3") == [None, None]):
         # A pipeline saved without T5 opens only when told again that there is none.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
-    with _named(config.base):
-        if config.vae is not None:
-            options["vae"] = load_vae(config)
+    if config.vae is not None:
+        options["vae"] = load_vae(config)
+    with _named(config.base, "base"):
         pipeline = pipeline_class.from_pretrained(config.base, **options)
     pipeline.set_progress_bar_config(disable=True)
     return backbone_class(pipeline.to(config.device), call_options(config))
@@ -103,19 +103,19 @@ def load_vae(config: ModelConfig) -> AutoencoderKL:
         folder = None if model_index(source) is None else Path(source) / "vae"
         is_varied = folder is None or any(folder.glob(f"*.{config.variant}.*"))
         options |= {"subfolder": "vae", "revision": config.revision, "variant": config.variant if is_varied else None}
-    with _named(source):
+    with _named(source, "base" if config.vae is None else "vae"):
         vae = AutoencoderKL.from_pretrained(source, **options)
     return vae.requires_grad_(False).eval().to(config.device)
 
 
 @contextmanager
-def _named(source: str) -> Iterator[None]:
+def _named(source: str, parameter: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         raise FileNotFoundError(
-            f"cannot load {source}; set model.base to a diffusers folder or a hub id within reach ({reason})"
+            f"cannot load {source}; set model.{parameter} to a diffusers folder or a hub id within reach ({reason})"
         ) from error
 
 
