@@ -59,7 +59,7 @@ class Validation:
         # Candidates of their own, whatever the objective has: the control is measured by retrieval too, and the other
         # images of a step are too few here.
         config = self.method.config
-        changes = {"objective": "softrepa", "candidates": "sampled", "symmetric": False}
+        changes = {"objective": "softrepa", "candidates": "sampled", "symmetric": False, "flip": False}
         config = replace(config, num_negatives=max(1, config.num_candidates - 1), **changes)  # type: ignore[arg-type]
         positions = range(len(self.data))
         part = self.group.part(len(positions))

@@ -58,10 +58,10 @@ def fit_tokens(
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
 
     def compute() -> dict[str, Any]:
-        store = latent_store(model_config, config.resolution, Path(folders["latents"]))
-        ids, read = image_ids(Path(pairs["folder"])), partial(read_images, Path(pairs["folder"]))
+        where = build(LocalRunner, runner, "runner")
         with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
-            encode_latents(model_config, ids, read, config.resolution, store, build(LocalRunner, runner, "runner"))
+            encode = partial(_encode, pairs, model_config, config.resolution, folders, where)
+            latents, mirrored = encode(mirrored=False), encode(mirrored=True) if config.flip else None
         work = stage.folder / "runs" / stage.fingerprint
         if force:
             shutil.rmtree(work, ignore_errors=True)
@@ -76,7 +76,8 @@ def fit_tokens(
                 fit=config,
                 execution=execution_config,
                 samples=samples,
-                latents=str(store.folder),
+                latents=latents,
+                mirrored=mirrored,
                 negatives=str(Path(negatives["folder"]) / "negatives.parquet"),
                 folder=str(work),
                 provenance=provenance,
@@ -90,6 +91,21 @@ def fit_tokens(
         return result
 
     return run_stage(stage, compute, force)
+
+
+def _encode(
+    pairs: dict[str, Any],
+    model: ModelConfig,
+    resolution: int,
+    folders: dict[str, str],
+    runner: LocalRunner,
+    mirrored: bool,
+) -> str:
+    """Encode what is new of the data set; the folder of its latents."""
+    store = latent_store(model, resolution, Path(folders["latents"]), mirrored)
+    ids, read = image_ids(Path(pairs["folder"])), partial(read_images, Path(pairs["folder"]))
+    encode_latents(model, ids, read, resolution, store, runner, mirrored)
+    return str(store.folder)
 
 
 def _result(job: Job, stage: Stage) -> dict[str, Any]:
