@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +44,16 @@ def picture(number: int) -> Image.Image:
 def read(numbers: list[int], places: list[int]) -> Iterator[Image.Image]:
     """The pictures at some places of a data set of numbered ones."""
     return (picture(numbers[place]) for place in places)
+
+
+@dataclass
+class Counting:
+    """Counts the shards that its process has had; refuses negative ones."""
+
+    count: int = 0
+
+    def __call__(self, shard: int) -> tuple[int, int, int]:
+        if shard < 0:
+            raise ValueError(f"shard {shard}")
+        self.count += 1
+        return shard, os.getpid(), self.count

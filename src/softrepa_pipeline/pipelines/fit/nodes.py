@@ -57,9 +57,10 @@ def fit_tokens(
     }
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
 
+    where, limit = build(LocalRunner, runner, "runner"), build(CacheConfig, cache, "cache")
+
     def compute() -> dict[str, Any]:
-        where = build(LocalRunner, runner, "runner")
-        with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
+        with limited([Path(folders["latents"]), Path(folders["clip"])], limit):
             encode = partial(_encode, pairs, model_config, config.resolution, folders, where)
             latents, mirrored = encode(mirrored=False), encode(mirrored=True) if config.flip else None
         work = stage.folder / "runs" / stage.fingerprint
