@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from ingestion_samples import ingest_folder, items, tables, write_sidecars, write_tars
 from runner_work import process_of, refuse_three
+from store_work import Counting
 
 from softrepa_pipeline.runners import LocalRunner, Runner, RunnerConfig, make_runner
 
@@ -91,3 +93,14 @@ def test_a_spark_cluster_of_two_executors_writes_the_same_bytes(tmp_path: Path) 
     assert len(processes) == 2
     assert os.getpid() not in processes
     same_everywhere(tmp_path, runner)
+
+
+def test_a_process_is_given_its_work_once() -> None:
+    counts = defaultdict(list)
+    shards = list(range(12))
+    for shard, (returned, process, count) in zip(shards, LocalRunner(2).map(Counting(), shards), strict=True):
+        assert returned == shard
+        counts[process].append(count)
+    assert os.getpid() not in counts
+    for found in counts.values():
+        assert found == list(range(1, len(found) + 1))

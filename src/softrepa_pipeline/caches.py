@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,9 +49,9 @@ def usage(folders: Iterable[Path]) -> list[Usage]:
     """Every store under these folders, the last used first."""
     found = []
     for store in stores_under(folders):
-        status = [file.stat() for file in shard_files(store.folder)]
-        sizes, times = [one.st_size for one in status], [one.st_mtime for one in status]
-        found.append(Usage(store, len(store), len(status), sum(sizes), max(times)))
+        status = _status(shard_files(store.folder)).values()
+        num_bytes, last_used = sum(one.st_size for one in status), max((one.st_mtime for one in status), default=0.0)
+        found.append(Usage(store, len(store), len(status), num_bytes, last_used))
     return sorted(found, key=lambda one: -one.last_used)
 
 
@@ -76,28 +78,36 @@ def prune(
     bytes that are free now.
     """
     folders = list(folders)
-    freed = sum(_removed(file) for store in folders for file in _leftovers(store))
-    files = [file for store in stores_under(folders) for file in shard_files(store.folder)]
-    status = {file: file.stat() for file in files}
-    left = sum(one.st_size for one in status.values())
-    for file in sorted(files, key=lambda file: (status[file].st_mtime, file)):
-        used, size = status[file].st_mtime, status[file].st_size
-        if used < keep_since and (used < unused_since or left > max_bytes):
-            freed += _removed(file)
-            left -= size
+    leftovers = [file for folder in folders for file in _leftovers(folder)]
+    shards = _status(file for store in stores_under(folders) for file in shard_files(store.folder))
+    left = sum(one.st_size for one in shards.values())
+    gone = []
+    for file, one in sorted(shards.items(), key=lambda item: (item[1].st_mtime, item[0])):
+        if one.st_mtime < keep_since and (one.st_mtime < unused_since or left > max_bytes):
+            gone.append(file)
+            left -= one.st_size
     if left > max_bytes:
         logger.warning("the caches take %.3g GB, above cache.max_gb, and all of it was just used", left / 1e9)
-    return freed
+    return sum(map(_remove, [*leftovers, *gone]))
 
 
-def _leftovers(folder: Path) -> Iterator[Path]:
-    yield from folder.glob(f"*/*{DAMAGED}")
-    for file in folder.glob("*/*.partial"):
-        if file.stat().st_mtime < time.time() - _ABANDONED:
-            yield file
+def _status(files: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """Of the files that another process has not just removed."""
+    status = {}
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            status[file] = file.stat()
+    return status
 
 
-def _removed(file: Path) -> int:
-    size = file.stat().st_size
-    file.unlink()
-    return size
+def _leftovers(folder: Path) -> list[Path]:
+    partial = _status(folder.glob("*/*.partial"))
+    abandoned = [file for file, one in partial.items() if one.st_mtime < time.time() - _ABANDONED]
+    return [*folder.glob(f"*/*{DAMAGED}"), *abandoned]
+
+
+def _remove(file: Path) -> int:
+    """The bytes that are free now."""
+    status = _status([file])
+    file.unlink(missing_ok=True)
+    return sum(one.st_size for one in status.values())

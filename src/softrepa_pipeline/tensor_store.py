@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,10 +82,10 @@ class TensorStore:
                 f"{self.folder}: {num_missing} of {len(keys)} tensors are missing; run the stage that makes them again "
                 "(--params force=true)"
             )
-        used = np.unique(shard)
+        used, now = np.unique(shard), time.time_ns()
         for number in used.tolist():
             with contextlib.suppress(OSError):  # a store on a disk that one may only read
-                os.utime(index.files[number])
+                os.utime(index.files[number], ns=(now, now))
         return StoredRows([index.shards[number] for number in used], np.searchsorted(used, shard), row)
 
     def verify(self, keys: Collection[str] | None = None) -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from softrepa_pipeline.backbones import Backbone, ModelConfig, inject, load_backbone
+from softrepa_pipeline.backbones import Backbone, ModelConfig, encode_images, inject, load_backbone, load_vae
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 
 
@@ -25,10 +25,18 @@ def test_missing_and_foreign_model_folders(tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_error() -> None:
     config = ModelConfig("sd15", "nobody/no-such-model", local_files_only=True)
-    with pytest.raises(
-        FileNotFoundError, match=r"cannot load nobody/no-such-model; set model\.base to a diffusers folder"
-    ):
-        load_backbone(config)
+    for load in (load_backbone, load_vae):
+        with pytest.raises(
+            FileNotFoundError, match=r"cannot load nobody/no-such-model; set model\.base to a diffusers folder"
+        ):
+            load(config)
+
+
+def test_an_autoencoder_that_cannot_be_reached_is_named(model_folders: dict[str, Path]) -> None:
+    config = ModelConfig("sd3", str(model_folders["sd3"]), vae="nobody/no-such-vae", local_files_only=True)
+    for load in (load_backbone, load_vae):
+        with pytest.raises(FileNotFoundError, match=r"cannot load nobody/no-such-vae; set model\.vae to a diffusers"):
+            load(config)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
@@ -57,6 +65,18 @@ def test_everything_is_frozen_and_the_latents_are_scaled(backbone: Backbone) -> 
     vae.register_to_config(scaling_factor=0.5)
     expected = (vae.encode(pixels).latent_dist.mean - (vae.config.shift_factor or 0)) * 0.5
     torch.testing.assert_close(backbone.encode_images(pixels), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"variant": "fp16"}, {"vae": "sd15"}])
+def test_the_autoencoder_alone_is_that_of_the_whole_model(
+    changes: dict[str, str], model_folders: dict[str, Path]
+) -> None:
+    if "vae" in changes:
+        changes = {"vae": str(model_folders["sd15"] / "vae")}
+    config = ModelConfig("sd3", str(model_folders["sd3"]), max_sequence_length=0, **changes)
+    vae, pixels = load_vae(config), torch.rand(2, 3, 32, 32) * 2 - 1
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+    assert torch.equal(encode_images(vae, pixels), load_backbone(config).encode_images(pixels))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoder_work import CLIP, embed, files, killed_at_random
 from PIL import Image
-from store_work import CLIP, embed, files, keys, killed_at_random, picture, read
+from store_work import keys, picture, read
 
 from softrepa_pipeline.mining import ClipEncoder, Embeddings, embeddings
+from softrepa_pipeline.runners import LocalRunner
 
 CAPTIONS = [
     f"{number} {color} {shape}" for number in "ab" for color in ("red", "blue") for shape in ("circle", "square")
@@ -80,10 +82,14 @@ def test_another_clip_has_embeddings_of_its_own(tmp_path: Path) -> None:
 
 def test_processes_embed_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "_SHARD_ROWS", 8)
-    embed(tmp_path / "one")
-    embed(tmp_path / "two", 2)
-    assert files(tmp_path / "one") == files(tmp_path / "two")
-    assert len(files(tmp_path / "one")) == 16
+    numbers = list(range(20))
+    for num_processes in (1, 2):
+        kept = Embeddings(
+            str(CLIP), tmp_path / str(num_processes), partial(read, numbers), runner=LocalRunner(num_processes)
+        )
+        kept.of_images(keys(*numbers))
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    assert len(files(tmp_path / "1")) == 3
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])

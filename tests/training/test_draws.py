@@ -18,6 +18,7 @@ from softrepa_pipeline.training.draws import draw_noise, place, uniform_mass
 from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.loading import Loader, StepData, load_step
 from softrepa_pipeline.training.methods import METHODS
+from softrepa_pipeline.training.validation import Validation
 
 SHAPE = torch.Size((16, 8, 8))
 RANGES = [(0.0, 1000.0), (250.0, 730.0), (120.0, 180.0)]
@@ -172,3 +173,58 @@ def assert_equal(first: StepData, second: StepData) -> None:
             value = getattr(mine, field.name)
             assert isinstance(value, Tensor) or value is None, field.name
             assert value is None or torch.equal(value, getattr(theirs, field.name)), field.name
+
+
+def flipping(data: TrainingSet, captions: list[list[str]]) -> TrainingSet:
+    """Mirrored latents that are the negatives of the others, and captions of one's own."""
+    everything = sorted({caption for own in captions for caption in own})
+    edits: list[list[list[str]]] = [[[] for _ in own] for own in captions]
+    changes = {"captions": captions, "edits": edits, "negatives": [[]] * 5, "all_captions": everything}
+    return replace(data, mirrored=-data.latents, **changes)  # type: ignore[operator, arg-type]
+
+
+def mirrored(data: TrainingSet, config: FitConfig, positions: range, part: slice = slice(None)) -> list[bool]:
+    candidates = data.candidates(config, positions, part)
+    latents, plain = data.latents_at(config, candidates, positions[part]), data.latents[candidates.rows]
+    return [torch.equal(-latent, other) for latent, other in zip(latents, plain, strict=True)]
+
+
+def test_half_of_the_images_are_mirrored_by_their_position(data: TrainingSet) -> None:
+    config = replace(CONFIG, flip=True)
+    data = flipping(data, [[f"caption {number}"] for number in range(5)])
+    found = mirrored(data, config, range(400))
+    assert 160 < sum(found) < 240
+    assert mirrored(data, config, range(100, 400), slice(50, 60)) == found[150:160]
+    assert mirrored(data, replace(config, seed=9), range(400)) != found
+    assert not any(mirrored(data, CONFIG, range(400)))
+
+
+@pytest.mark.parametrize(
+    ("word", "is_side"), [("Left", True), ("rightmost", True), ("counterclockwise", True), ("bright", False)]
+)
+def test_no_image_is_mirrored_of_which_a_candidate_names_a_side(data: TrainingSet, word: str, is_side: bool) -> None:
+    config = replace(CONFIG, flip=True)
+    data = flipping(data, [*([f"caption {number}"] for number in range(4)), [f"the {word} one"]])
+    scored = data.candidates(config, range(400)).captions
+    pairs = list(zip(mirrored(data, config, range(400)), scored, strict=True))
+    named = [is_mirrored for is_mirrored, captions in pairs if f"the {word} one" in captions]
+    others = [is_mirrored for is_mirrored, captions in pairs if f"the {word} one" not in captions]
+    assert len(named) > 100
+    assert any(named) != is_side
+    assert any(others)
+
+
+def test_flipping_without_mirrored_latents_is_refused(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fit\.flip needs the latents of the mirrored images"):
+        fit(sd3, data, replace(CONFIG, flip=True), tmp_path, EXECUTION)
+
+
+def test_validation_mirrors_nothing(sd3: Backbone, data: TrainingSet) -> None:
+    data = replace(data, mirrored=-data.latents)  # type: ignore[operator]
+    measured = []
+    for config in (CONFIG, replace(CONFIG, flip=True)):
+        sites = sd3.sites(config.layers)
+        method = METHODS[config.objective](initial_tokens(sd3, sites, config, data.latents.shape[1:]), config)
+        with inject(sd3.denoiser, sites, method.injected):
+            measured.append(Validation(sd3, data, method, Group()).measure(torch.ones(1), 64))
+    assert measured[0] == measured[1]

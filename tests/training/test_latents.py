@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_work import encode, encoded, killed_at_random
 from PIL import Image
-from store_work import encode, encoded, killed_at_random, picture
+from store_work import keys, picture, read
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig
 from softrepa_pipeline.tensor_store import TensorStore, shard_files
-from softrepa_pipeline.training import latent_store, latents
+from softrepa_pipeline.training import encode_latents, latent_store, latents
 from softrepa_pipeline.training.latents import to_pixels
 
 
@@ -33,6 +34,14 @@ def test_latents_are_what_the_backbone_makes_of_the_pixels(sd3: Backbone, model:
     expected = sd3.encode_images(torch.stack([to_pixels(picture(number), 32) for number in range(8)]))
     torch.testing.assert_close(found, expected)
     assert len(shard_files(tmp_path / "store")) == 3
+
+
+def test_mirrored_latents_are_those_of_mirrored_pixels(sd3: Backbone, model: ModelConfig, tmp_path: Path) -> None:
+    store = latent_store(model, 32, tmp_path, mirrored=True)
+    assert store.folder != latent_store(model, 32, tmp_path).folder
+    found = encode_latents(model, keys(4), partial(read, [4]), 32, store, mirrored=True)
+    expected = sd3.encode_images(to_pixels(picture(4), 32).flip(-1)[None])
+    torch.testing.assert_close(found[torch.tensor([0])], expected)
 
 
 @pytest.mark.usefixtures("_small_shards")

@@ -95,9 +95,9 @@ def load_backbone(config: ModelConfig) -> Backbone:
         names = (*backbone_class.components, "text_encoder_3") if config.family == "sd3" else backbone_class.components
         parts = [name for name in names if name not in options]
         options["quantization_config"] = quantization_config(config.quantization, parts, dtype)
-    with _named(config.base):
-        if config.vae is not None:
-            options["vae"] = load_vae(config)
+    if config.vae is not None:
+        options["vae"] = load_vae(config)
+    with _named(config.base, "base"):
         pipeline = pipeline_class.from_pretrained(config.base, **options)
     pipeline.set_progress_bar_config(disable=True)
     return backbone_class(pipeline.to(config.device), call_options(config))
@@ -116,19 +116,19 @@ def load_vae(config: ModelConfig) -> AutoencoderKL:
         folder = None if model_index(source) is None else Path(source) / "vae"
         is_varied = folder is None or any(folder.glob(f"*.{config.variant}.*"))
         options |= {"subfolder": "vae", "revision": config.revision, "variant": config.variant if is_varied else None}
-    with _named(source):
+    with _named(source, "base" if config.vae is None else "vae"):
         vae = AutoencoderKL.from_pretrained(source, **options)
     return vae.requires_grad_(False).eval().to(config.device)
 
 
 @contextmanager
-def _named(source: str) -> Iterator[None]:
+def _named(source: str, parameter: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         raise FileNotFoundError(
-            f"cannot load {source}; set model.base to a diffusers folder or a hub id within reach ({reason})"
+            f"cannot load {source}; set model.{parameter} to a diffusers folder or a hub id within reach ({reason})"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,11 @@ from torch import Tensor
 from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.tensor_store import StoredRows
 from softrepa_pipeline.training.config import FitConfig
+
+LatentsOf = Callable[[list[str]], Tensor | StoredRows]
+
+# Of these words a mirror image makes another.
+_SIDE = re.compile(r"\b(left|right)|clockwise", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Candidates:
 class TrainingSet:
     """Latents (images, channels, height, width) with captions and mined negatives, in the same order.
 
-    `members` are the images that this set draws from; captions of the others may still be negatives.
+    `members` are the images that this set draws from; captions of the others may still be negatives. `mirrored` are the
+    latents of the mirrored images, where there are any.
     """
 
     latents: Tensor | StoredRows
@@ -42,9 +49,10 @@ class TrainingSet:
     negatives: list[list[str]]
     all_captions: list[str]
     members: np.ndarray
+    mirrored: Tensor | StoredRows | None = None
 
     @classmethod
-    def read(cls, latents_of: Callable[[list[str]], Tensor | StoredRows], negatives_file: Path) -> TrainingSet:
+    def read(cls, latents_of: LatentsOf, negatives_file: Path, mirrored_of: LatentsOf | None = None) -> TrainingSet:
         """The images of mining's table, with the latents that `latents_of` gives for their identities.
 
         Raises:
@@ -57,7 +65,8 @@ class TrainingSet:
             raise ValueError(f"{negatives_file}: one image has every caption, so that none can be its negative")
         image_ids, edits, negatives = (columns[name] for name in ("image_id", "edits", "negatives"))
         members = np.arange(len(captions))
-        return cls(latents_of(image_ids), image_ids, captions, edits, negatives, all_captions, members)
+        mirrored = None if mirrored_of is None else mirrored_of(image_ids)
+        return cls(latents_of(image_ids), image_ids, captions, edits, negatives, all_captions, members, mirrored)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -99,6 +108,25 @@ class TrainingSet:
             for i, scored in zip(chosen, captions, strict=True)
         ]
         return Candidates(torch.from_numpy(rows[part]), captions, torch.tensor(is_candidate))
+
+    def latents_at(self, config: FitConfig, candidates: Candidates, positions: range) -> Tensor:
+        """Latents of the candidates' images, which stand at these positions; with `flip` some are the mirrored image's.
+
+        Raises:
+            ValueError: with `flip`, there are no latents of mirrored images.
+        """
+        latents = self.latents[candidates.rows]
+        if config.flip:
+            if self.mirrored is None:
+                raise ValueError("fit.flip needs the latents of the mirrored images")
+            is_mirrored = torch.tensor(
+                [
+                    numpy_generator(config.seed, "flip", position).random() < 0.5 and not any(map(_SIDE.search, scored))
+                    for position, scored in zip(positions, candidates.captions, strict=True)
+                ]
+            )
+            latents[is_mirrored] = self.mirrored[candidates.rows[is_mirrored]]
+        return latents
 
     def _rows(self, config: FitConfig, positions: range) -> np.ndarray:
         """Position by position through a fresh permutation for each epoch: the same for any number of processes."""

@@ -121,7 +121,7 @@ def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, 
         weight_bytes=_weight_bytes(backbone),
         pair_bytes=pair_bytes,
         token_bytes=_token_bytes(method, per_trained=3),  # the gradient and two moments
-        latent_bytes=num_images * math.prod(shape) * backbone.pipeline.vae.dtype.itemsize,
+        latent_bytes=num_images * (1 + config.flip) * math.prod(shape) * backbone.pipeline.vae.dtype.itemsize,
         # Those that are kept, and the best or the one that is just being written.
         checkpoint_bytes=(checkpoint.NUM_KEPT + 1) * _token_bytes(method, per_trained=2),
         peak_bytes=peak,

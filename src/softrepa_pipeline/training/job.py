@@ -51,7 +51,8 @@ class Provenance:
 class Job:
     """Everything that a training reads, and the folder where it keeps checkpoints, curves, samples and tokens.
 
-    `latents` is the folder of a tensor store with the latents of all images that the table `negatives` names.
+    `latents` is the folder of a tensor store with the latents of all images that the table `negatives` names,
+    `mirrored` with `fit.flip` that of the mirrored images.
     """
 
     model: ModelConfig
@@ -62,6 +63,7 @@ class Job:
     negatives: str
     folder: str
     provenance: Provenance
+    mirrored: str | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -125,7 +127,8 @@ def run_job(file: Path) -> None:
         backbone = load_backbone(model)
         if job.execution.compile:
             cast(Any, backbone.denoiser).compile_repeated_blocks()
-        data = TrainingSet.read(TensorStore(Path(job.latents)).rows, Path(job.negatives))
+        mirrored_of = TensorStore(Path(job.mirrored)).rows if job.mirrored else None
+        data = TrainingSet.read(TensorStore(Path(job.latents)).rows, Path(job.negatives), mirrored_of)
         folder = Path(job.folder)
         samples = Samples(backbone, data.all_captions, job.samples, folder / "samples")
         observer = Observer(on_milestone=samples.draw)

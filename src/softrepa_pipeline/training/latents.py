@@ -34,26 +34,27 @@ def encode_latents(
     resolution: int,
     store: TensorStore,
     runner: Runner = LocalRunner(),  # noqa: B008 - frozen
+    mirrored: bool = False,
 ) -> StoredRows:
     """Latents (images, channels, height, width) of all images in order; those that the store lacks are encoded.
 
     `read` gives the RGB images at some places of `image_ids`, in their order; it is pickled where the runner has other
-    processes.
+    processes. With `mirrored` the images are mirrored before they are encoded, and the store must be another one.
     """
     places = {image_id: place for place, image_id in enumerate(image_ids)}
-    fill(store, places, _Encoder(model, read, resolution), runner, _SHARD_IMAGES, "encoding latents")
+    fill(store, places, _Encoder(model, read, resolution, mirrored), runner, _SHARD_IMAGES, "encoding latents")
     return store.rows(image_ids)
 
 
-def latent_store(model: ModelConfig, resolution: int, folder: Path) -> TensorStore:
+def latent_store(model: ModelConfig, resolution: int, folder: Path, mirrored: bool = False) -> TensorStore:
     """Where latents of this autoencoder, number format and resolution are kept under `folder`."""
     local = Path(model.base) / "vae"
     if model.vae is not None:
         encoder = source_digest(model.vae)
     else:
         encoder = source_digest(str(local)) if local.is_dir() else source_digest(model.base, model.revision)
-    variant = [model.variant] if model.variant else []
-    return TensorStore(folder / "-".join([encoder, *variant, model.dtype, _TRANSFORM, str(resolution)]))
+    parts = [encoder, model.variant, model.dtype, _TRANSFORM, str(resolution), "mirrored" if mirrored else None]
+    return TensorStore(folder / "-".join(part for part in parts if part))
 
 
 def to_pixels(image: Image.Image, resolution: int) -> Tensor:
@@ -69,12 +70,14 @@ class _Encoder:
     model: ModelConfig
     read: Read
     resolution: int
+    mirrored: bool
 
     def __call__(self, places: list[int]) -> Tensor:
         images, size = iter(self.read(places)), max(1, min(_MAX_BATCH, _BATCH_PIXELS // self.resolution**2))
         parts = []
         while batch := [to_pixels(image, self.resolution) for image in islice(images, size)]:
-            parts.append(encode_images(self._vae, torch.stack(batch)).cpu())
+            pixels = torch.stack(batch)
+            parts.append(encode_images(self._vae, pixels.flip(-1) if self.mirrored else pixels).cpu())
         return torch.cat(parts)
 
     @cached_property

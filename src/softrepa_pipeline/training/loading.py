@@ -70,7 +70,7 @@ def load(
     distinct = sorted({caption for row in candidates.captions for caption in row})
     place_of = {caption: place for place, caption in enumerate(distinct)}
     text_of = torch.tensor([[place_of[caption] for caption in row] for row in candidates.captions])
-    latents = data.latents[candidates.rows].to(backbone.device)
+    latents = data.latents_at(config, candidates, positions[part]).to(backbone.device)
     noised = backbone.noise(latents, draws.noise.to(latents), draws.timestep.to(backbone.device))
     prompt = _encode(backbone, distinct)
     return StepData(candidates.rows, noised, draws.timestep, draws.weight, prompt, text_of, candidates.is_candidate)

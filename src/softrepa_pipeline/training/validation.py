@@ -60,7 +60,7 @@ class Validation:
         # images of a step are too few here.
         config = self.method.config
         edited, mined = config.shares_at(1.0)
-        changes = {"objective": "softrepa", "candidates": "sampled", "symmetric": False}
+        changes = {"objective": "softrepa", "candidates": "sampled", "symmetric": False, "flip": False}
         changes |= {"edited_share": edited, "mined_share": mined}
         config = replace(config, num_negatives=max(1, config.num_candidates - 1), **changes)  # type: ignore[arg-type]
         positions = range(len(self.data))

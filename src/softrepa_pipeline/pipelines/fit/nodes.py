@@ -16,7 +16,7 @@ from softrepa_pipeline.caches import CacheConfig, limited
 from softrepa_pipeline.config import build
 from softrepa_pipeline.ingestion import image_ids, read_images
 from softrepa_pipeline.pipelines.fit.follow import following
-from softrepa_pipeline.runners import RunnerConfig, make_runner
+from softrepa_pipeline.runners import Runner, RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import Stage, run_stage, source_digest, write_json
 from softrepa_pipeline.training import (
@@ -30,6 +30,7 @@ from softrepa_pipeline.training import (
     launch,
 )
 
+_MODEL_SETTINGS = ("dtype", "variant", "vae", "t5", "max_sequence_length", "quantization")
 _CODE = ("training", "backbones", "noising", "objectives", "soft_tokens", "randomness")
 
 
@@ -57,18 +58,14 @@ def fit_tokens(
     samples = build(SamplesConfig, sampling, "sampling")
     base = source_digest(model_config.base, model_config.revision)
     inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base}
-    inputs |= {
-        name: str(getattr(model_config, name)) for name in ("dtype", "variant", "vae", "t5", "max_sequence_length")
-    }
+    inputs |= {name: str(getattr(model_config, name)) for name in _MODEL_SETTINGS}
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
+    where, limit = make_runner(build(RunnerConfig, runner, "runner")), build(CacheConfig, cache, "cache")
 
     def compute() -> dict[str, Any]:
-        store = latent_store(model_config, config.resolution, Path(folders["latents"]))
-        ids, read = image_ids(Path(pairs["folder"])), partial(read_images, Path(pairs["folder"]))
-        with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
-            encode_latents(
-                model_config, ids, read, config.resolution, store, make_runner(build(RunnerConfig, runner, "runner"))
-            )
+        with limited([Path(folders["latents"]), Path(folders["clip"])], limit):
+            encode = partial(_encode, pairs, model_config, config.resolution, folders, where)
+            latents, mirrored = encode(mirrored=False), encode(mirrored=True) if config.flip else None
         work = stage.folder / "runs" / stage.fingerprint
         if force:
             shutil.rmtree(work, ignore_errors=True)
@@ -83,7 +80,8 @@ def fit_tokens(
                 fit=config,
                 execution=execution_config,
                 samples=samples,
-                latents=str(store.folder),
+                latents=latents,
+                mirrored=mirrored,
                 negatives=str(Path(negatives["folder"]) / "negatives.parquet"),
                 folder=str(work),
                 provenance=provenance,
@@ -97,6 +95,21 @@ def fit_tokens(
         return result
 
     return run_stage(stage, compute, force)
+
+
+def _encode(
+    pairs: dict[str, Any],
+    model: ModelConfig,
+    resolution: int,
+    folders: dict[str, str],
+    runner: Runner,
+    mirrored: bool,
+) -> str:
+    """Encode what is new of the data set; the folder of its latents."""
+    store = latent_store(model, resolution, Path(folders["latents"]), mirrored)
+    ids, read = image_ids(Path(pairs["folder"])), partial(read_images, Path(pairs["folder"]))
+    encode_latents(model, ids, read, resolution, store, runner, mirrored)
+    return str(store.folder)
 
 
 def _result(job: Job, stage: Stage) -> dict[str, Any]:

@@ -29,17 +29,13 @@ def mine_negatives(
     folder, pairs_folder = Path(folders["negatives"]), Path(pairs["folder"])
     inputs = {"pairs": pairs["digest"], "clip": source_digest(config.clip)}
     stage = Stage("mine", folder, inputs, config, ("mining", "randomness"))
-    embeddings = Embeddings(
-        config.clip,
-        Path(folders["clip"]),
-        partial(read_images, pairs_folder),
-        config.device,
-        make_runner(build(RunnerConfig, runner, "runner")),
-    )
+    where, limit = make_runner(build(RunnerConfig, runner, "runner")), build(CacheConfig, cache, "cache")
+    read = partial(read_images, pairs_folder)
+    embeddings = Embeddings(config.clip, Path(folders["clip"]), read, config.device, where)
 
     def compute() -> dict[str, Any]:
         captioned = (Captioned(*pair) for pair in iter_captions(pairs_folder))
-        with limited([Path(folders["latents"]), Path(folders["clip"])], build(CacheConfig, cache, "cache")):
+        with limited([Path(folders["latents"]), Path(folders["clip"])], limit):
             return mine(config, captioned, embeddings, folder)
 
     result = run_stage(stage, compute, force)
