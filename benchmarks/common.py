@@ -74,6 +74,12 @@ def trainer(backbone: Backbone, data: TrainingSet, config: FitConfig, pairs_at_o
     return Trainer(backbone, data, config, folder, execution, Observer(), Group())
 
 
+def memory_mib(name: str) -> float:
+    """A line of this process's status (VmRSS, VmHWM), in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
 def side_by_side(
     first: Callable[[int], None], second: Callable[[int], None], rounds: int = ROUNDS
 ) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import embedded, published, rendered_data, trainer
+from common import embedded, memory_mib, published, rendered_data, trainer
 
 from softrepa_pipeline.backbones import inject
 from softrepa_pipeline.training.interruption import Interruption
@@ -61,7 +61,7 @@ def _run(batch_size: int) -> dict[str, float]:
         data = rendered_data(_FAMILY, Path(folder))
         made = trainer(backbone, data, published(_FAMILY, batch_size), _PAIRS_AT_ONCE)
         with inject(backbone.denoiser, made.sites, made.method.injected):
-            idle = _memory("VmRSS")
+            idle = memory_mib("VmRSS")
             made.prepare()
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
             seconds = []
@@ -70,13 +70,7 @@ def _run(batch_size: int) -> dict[str, float]:
                 loaded = load_step(backbone, data, made.config, made.progress.density, step, slice(None))
                 made.step(step, loaded, 0.0, Interruption())
                 seconds.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(seconds), "peak_mib": _memory("VmHWM") - idle}
-
-
-def _memory(name: str) -> float:
-    """A line of this process's status, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    return {"seconds": statistics.median(seconds), "peak_mib": memory_mib("VmHWM") - idle}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import knn
 import latency
 import memory
 import quality
@@ -18,7 +19,7 @@ _RESULTS = Path(__file__).parent / "results.json"
 def main() -> None:
     """Each measurement is kept as soon as it is made."""
     results: dict[str, Any] = {}
-    for module in (step, memory, scaling, latency, quality):
+    for module in (step, memory, scaling, latency, knn, quality):
         results |= module.measure()
         _RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,51 +1,131 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from softrepa_pipeline.mining import ClipEncoder, MineConfig
-from softrepa_pipeline.mining.index import nearest
-from softrepa_pipeline.mining.mine import choose_negatives
+from softrepa_pipeline.mining import (
+    Captioned,
+    ClipEncoder,
+    Corpus,
+    Embeddings,
+    IndexConfig,
+    MineConfig,
+    Policy,
+    mine,
+    mine_corpus,
+)
+from softrepa_pipeline.mining.corpus import gather
 
-CAPTIONS = ["own", "paraphrase", "hard", "easy"]
-IMAGE = np.array([[1.0, 0.0]], dtype=np.float32)
-# Similarities to the image: 0.9, 0.88 (within 5 % of the own caption's), 0.7, 0.1.
-TEXTS = np.array([[s, (1 - s * s) ** 0.5] for s in (0.9, 0.88, 0.7, 0.1)], dtype=np.float32)
-
-
-def test_hardest_captions_below_the_margin_come_first() -> None:
-    (chosen,) = choose_negatives(MineConfig("clip", relative_margin=0.05), IMAGE, TEXTS, CAPTIONS, [("own",)])
-    assert [caption for caption, _ in chosen] == ["hard", "easy"]
-    assert chosen[0][1] == pytest.approx(0.7, abs=1e-6)
-
-
-def test_without_a_margin_paraphrases_are_taken_but_never_an_own_caption() -> None:
-    config = MineConfig("clip", relative_margin=0.0, num_candidates=2)
-    (chosen,) = choose_negatives(config, IMAGE, TEXTS, CAPTIONS, [("own",)])
-    assert [caption for caption, _ in chosen] == ["paraphrase", "hard"]
-    (chosen,) = choose_negatives(config, IMAGE, TEXTS, CAPTIONS, [("own", "paraphrase")])
-    assert [caption for caption, _ in chosen] == ["hard", "easy"]
+CLIP = str(Path(__file__).parents[2] / "data/06_models/embedded/clip")
 
 
-def test_where_all_near_captions_may_be_true_the_farthest_is_taken() -> None:
-    config = MineConfig("clip", relative_margin=0.05, search_depth=2)
-    (chosen,) = choose_negatives(config, IMAGE, TEXTS, CAPTIONS, [("own",)])
-    assert [caption for caption, _ in chosen] == ["easy"]
+def random_corpus(num_images: int, *, has_images: bool = True, width: int = 16, seed: int = 0) -> Corpus:
+    rng = np.random.default_rng(seed)
+    subjects, places = (np.array([f"{kind}{number}" for number in range(40)]) for kind in ("subject", "place"))
+    captions_of = [
+        tuple(f"a {subjects[i]} in a {places[j]}" for i, j in rng.integers(40, size=(3, 2))) for _ in range(num_images)
+    ]
+    captions, own = gather(captions_of)
+    texts, images = (rng.normal(size=(count, width)).astype(np.float32) for count in (len(captions), num_images))
+    texts, images = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (texts, images))
+    return Corpus([f"id{row}" for row in range(num_images)], own, captions, texts, images if has_images else None)
 
 
-def test_nearest_equals_a_full_sort() -> None:
+def negatives_of(folder: Path) -> list[dict[str, object]]:
+    return pq.read_table(folder / "negatives.parquet").to_pylist()
+
+
+def test_each_kind_of_neighbours_gives_what_brute_force_finds(tmp_path: Path) -> None:
+    corpus = random_corpus(300)
+    assert corpus.images is not None
+    policy = Policy(num_negatives=5, relative_margin=None, range_min=2, range_max=12)
+    off = {"image_to_caption": None, "caption_to_caption": None, "image_to_image": None}
+    similarity = corpus.images @ corpus.texts.T
+    for kind in off:
+        mine_corpus(MineConfig("", **{**off, kind: policy}), corpus, tmp_path)
+        for row, found in enumerate(negatives_of(tmp_path)):
+            own = corpus.own[row]
+            if kind == "image_to_caption":
+                near = np.argsort(-similarity[row])[2:12]
+            elif kind == "caption_to_caption":
+                near = np.unique(np.argsort(-corpus.texts[own] @ corpus.texts.T, axis=1)[:, 2:12])
+            else:
+                order = np.argsort(-corpus.images[row] @ corpus.images.T)
+                near = np.unique(np.concatenate([corpus.own[other] for other in order[order != row][2:12]]))
+            near = near[~np.isin(near, own)]
+            best = near[np.argsort(-similarity[row][near])][:5]
+            # The words of these captions never overlap by nine tenths unless they are the same.
+            assert found["negatives"] == [corpus.captions[caption] for caption in best], (kind, row)
+            np.testing.assert_allclose(found["scores"], similarity[row][best], atol=1e-6)
+
+
+def test_kinds_are_united_the_hardest_first(tmp_path: Path) -> None:
+    corpus, policy = random_corpus(100), Policy(num_negatives=4, relative_margin=None)
+    single = []
+    for kinds in ({"image_to_caption": policy}, {"image_to_caption": None, "image_to_image": policy}):
+        mine_corpus(MineConfig("", **kinds), corpus, tmp_path)
+        single.append(negatives_of(tmp_path))
+    mine_corpus(MineConfig("", image_to_caption=policy, image_to_image=policy), corpus, tmp_path)
+    for one, other, both in zip(*single, negatives_of(tmp_path), strict=True):
+        assert set(both["negatives"]) == set(one["negatives"]) | set(other["negatives"])
+        assert both["scores"] == sorted(both["scores"], reverse=True)
+
+
+def test_captions_without_images_are_mined_and_reported(tmp_path: Path) -> None:
+    corpus = random_corpus(50, has_images=False)
+    figures = mine_corpus(MineConfig("", index=IndexConfig(factory="IVF4,Flat")), corpus, tmp_path)
+    table = negatives_of(tmp_path)
+    assert figures["negatives_per_image"]["min"] >= 1
+    assert figures["indexes"]["captions"]["factory"] == "IVF4,Flat"
+    assert not any(set(row["negatives"]) & set(row["captions"]) for row in table)
+    assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_counts_every_candidate_and_trusts_no_caption(tmp_path: Path) -> None:
+    corpus = random_corpus(40)
+    attack = '<script>alert("{{ 7 * 7 }}")</script>'
+    corpus = Corpus(
+        corpus.image_ids, corpus.own, [f"{attack} {text}" for text in corpus.captions], corpus.texts, corpus.images
+    )
+    figures = mine_corpus(MineConfig(""), corpus, tmp_path, dict.fromkeys(range(40), "data:image/png;base64,AAAA"))
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#34;{{ 7 * 7 }}&#34;)" in page
+    assert len(re.findall('<div class="anchor', page)) == 12
+    kept = sum(len(row["negatives"]) for row in negatives_of(tmp_path))
+    assert figures["num_looked_at"] == kept + sum(figures["rejected"].values())
+    assert figures["rejected"]["own text"] == sum(len(own) for own in corpus.own)
+    assert figures["scores"]["negative"]["count"] == kept
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_pairs_are_embedded_and_mined_with_and_without_images(tmp_path: Path) -> None:
+    captions = ["a red circle", "two blue squares", "a green triangle", "one yellow disc"]
     rng = np.random.default_rng(0)
-    vectors, queries = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(7, 8)).astype(np.float32)
-    scores, rows = (np.stack(part) for part in zip(*nearest(vectors, queries, 5), strict=True))
-    expected = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :5]
-    np.testing.assert_allclose(scores, expected, rtol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(queries @ vectors.T, rows, 1), expected, rtol=1e-5)
+    images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in captions]
+    config = MineConfig(CLIP, image_to_caption=Policy(relative_margin=None), min_fit=None)
+    keys = [f"{row:032x}" for row in range(4)]
+    pairs = [Captioned(key, (text,)) for key, text in zip(keys, captions, strict=True)]
+    embeddings = Embeddings(CLIP, tmp_path / "clip", lambda places: (images[place] for place in places))
+    figures = mine(config, pairs, embeddings, tmp_path / "mined")
+    assert figures["num_images"] == 4
+    assert (tmp_path / "mined/report.html").read_text().count("<img") == 4
+    for row, found in enumerate(negatives_of(tmp_path / "mined")):
+        assert set(found["negatives"]) <= set(captions) - {captions[row]}
+    assert mine(config, pairs, embeddings, tmp_path / "texts", has_images=False)["num_images"] == 4
+    assert "<img" not in (tmp_path / "texts/report.html").read_text()
 
 
 def test_missing_clip_folder_and_wrong_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no CLIP folder at .*; set clip\.model"):
         ClipEncoder(str(tmp_path / "clip"))
-    with pytest.raises(ValueError, match=r"mine\.relative_margin must be in \[0, 1\)"):
-        MineConfig("clip", relative_margin=1.0)
+    with pytest.raises(ValueError, match=r"mine needs a policy: set one of mine\.image_to_caption"):
+        MineConfig("clip", image_to_caption=None)
+    single = Corpus(["0"], [np.array([0])], ["only"], np.ones((1, 1), np.float32), None)
+    with pytest.raises(ValueError, match="at least two distinct captions, but the data set has 1"):
+        mine_corpus(MineConfig("clip"), single, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,23 @@ def mine_negatives(
     def compute() -> dict[str, Any]:
         captioned = (Captioned(*pair) for pair in iter_captions(pairs_folder))
         with limited([Path(folders["latents"]), Path(folders["clip"])], limit):
-            return mine(config, captioned, embeddings, folder)
+            return mine(config, captioned, embeddings, folder, pairs["has_images"])
 
     result = run_stage(stage, compute, force)
-    counts = result["negatives_per_image"]
-    tracking.log_metrics({"mine/negatives_per_image": counts["mean"], "mine/similarity": result["mean_similarity"]})
-    tracking.log_artifact(folder / "negatives.parquet", "mine")
+    tracking.log_metrics({f"mine/{name}": value for name, value in _metrics(result)})
+    for name in ("negatives.parquet", "misfits.parquet", "report.html"):
+        tracking.log_artifact(folder / name, "mine")
     return {**result, "digest": stage.fingerprint}
+
+
+def _metrics(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    yield "negatives_per_image", result["negatives_per_image"]["mean"]
+    yield "too_few_share", result["num_too_few"] / result["num_images"]
+    yield "misfits", result["num_misfits"]
+    for kind, distribution in result["scores"].items():
+        if distribution is not None:
+            yield f"{kind}_score", distribution["mean"]
+    for rule, count in result["rejected"].items():
+        yield f"rejected/{rule}", count / result["num_looked_at"]
+    for name, index in result["indexes"].items():
+        yield f"recall/{name}", index["recall"]

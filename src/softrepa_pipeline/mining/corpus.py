@@ -1,0 +1,99 @@
+"""What is mined: distinct captions with their embeddings, and the images that own them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Images (their ids, and the rows of their captions) and the distinct `captions`.
+
+    `texts` (captions, width) and `images` (images, width) are unit vectors, float32 or float16, memory-mapped or not;
+    `images` is None for captions without pictures, where an id stands for a group of captions of one scene.
+    """
+
+    image_ids: list[str]
+    own: list[np.ndarray]
+    captions: list[str]
+    texts: np.ndarray
+    images: np.ndarray | None
+
+    @cached_property
+    def text_keys(self) -> np.ndarray:
+        """A number for each caption (captions,): equal where only case, spacing or punctuation differ."""
+        return np.unique([" ".join(words_of(caption)) for caption in self.captions], return_inverse=True)[1]
+
+    @cached_property
+    def words(self) -> sparse.csr_array:
+        """Which words a caption has: 1 or absent, (captions, vocabulary)."""
+        vocabulary: dict[str, int] = {}
+        places, ends = [], [0]
+        for caption in self.captions:
+            places += sorted({vocabulary.setdefault(word, len(vocabulary)) for word in words_of(caption)})
+            ends.append(len(places))
+        shape = (len(self.captions), len(vocabulary))
+        return sparse.csr_array((np.ones(len(places), np.int32), places, ends), shape=shape)
+
+    @cached_property
+    def owners(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images that own a caption: for caption c `images[ends[c]:ends[c + 1]]`, of (images, ends)."""
+        caption_rows = np.concatenate(self.own)
+        image_rows = np.repeat(np.arange(len(self.own)), [len(rows) for rows in self.own])
+        counts = np.bincount(caption_rows, minlength=len(self.captions))
+        return image_rows[np.argsort(caption_rows, kind="stable")], np.concatenate([[0], np.cumsum(counts)])
+
+    def owners_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images that own the captions `rows`, one after the other, and the position in `rows` of each."""
+        images, ends = self.owners
+        counts = ends[rows + 1] - ends[rows]
+        positions = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return images[np.repeat(ends[rows], counts) + within], positions
+
+    def scores(self, image: int, rows: np.ndarray) -> np.ndarray:
+        """How well captions fit an image, (rows,): their cosine with it, or with the nearest of its own captions."""
+        texts = _float32(self.texts[rows])
+        if self.images is not None:
+            return texts @ _float32(self.images[image])
+        return (texts @ _float32(self.texts[self.own[image]]).T).max(axis=1)
+
+    def positive(self, image: int) -> float:
+        """How well an image's own captions fit it: the best cosine with the image.
+
+        Without an image each caption is scored like a candidate, against the others, and the mean is taken; a caption
+        that is alone has no positive score: NaN.
+        """
+        own = self.own[image]
+        if self.images is not None:
+            return float(self.scores(image, own).max())
+        if len(own) == 1:
+            return float("nan")
+        texts = _float32(self.texts[own])
+        similarity = texts @ texts.T
+        np.fill_diagonal(similarity, -np.inf)
+        return float(similarity.max(axis=1).mean())
+
+
+def gather(captions_of: Iterable[tuple[str, ...]]) -> tuple[list[str], list[np.ndarray]]:
+    """The distinct captions, sorted, and for each image the rows of its own."""
+    own = [tuple(dict.fromkeys(captions)) for captions in captions_of]
+    captions = sorted({caption for each in own for caption in each})
+    row_of = {caption: row for row, caption in enumerate(captions)}
+    return captions, [np.array([row_of[caption] for caption in each]) for each in own]
+
+
+def words_of(caption: str) -> list[str]:
+    """A caption's words, whatever their case and what stands between them."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", caption).casefold())
+
+
+def _float32(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors, dtype=np.float32)
