@@ -164,7 +164,7 @@ def choose_negatives(config: MineConfig, corpus: Corpus, indexes: Indexes, block
 
 def _chosen(config: MineConfig, corpus: Corpus, indexes: Indexes) -> Iterator[tuple[range, list[list[Choice]]]]:
     starts = range(0, len(corpus.own), _BLOCK)
-    for start in tqdm(starts, desc="mining negatives", unit=f"{_BLOCK} images", mininterval=2):
+    for start in tqdm(starts, desc="mining negatives", unit="block", mininterval=2):
         block = range(start, min(start + _BLOCK, len(corpus.own)))
         yield block, choose_negatives(config, corpus, indexes, block)
 
