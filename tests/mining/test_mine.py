@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from softrepa_pipeline.mining import ClipEncoder, MineConfig
 from softrepa_pipeline.mining.index import nearest
-from softrepa_pipeline.mining.mine import choose_negatives
+from softrepa_pipeline.mining.mine import _write, choose_negatives
 
 CAPTIONS = ["own", "paraphrase", "hard", "easy"]
 IMAGE = np.array([[1.0, 0.0]], dtype=np.float32)
@@ -49,3 +50,11 @@ def test_missing_clip_folder_and_wrong_settings_are_named(tmp_path: Path) -> Non
         ClipEncoder(str(tmp_path / "clip"))
     with pytest.raises(ValueError, match=r"mine\.relative_margin must be in \[0, 1\)"):
         MineConfig("clip", relative_margin=1.0)
+
+
+def test_edits_are_written_beside_their_kinds_and_none_is_a_caption_of_its_image(tmp_path: Path) -> None:
+    captions_of = [("two red cups", "three red cups", "a man"), ("four blue cups",)]
+    _write(tmp_path, ["a", "b"], captions_of, [[("a dog", 0.2)], [("a dog", 0.1)]])
+    table = pq.read_table(tmp_path / "negatives.parquet").to_pydict()
+    assert table["edits"][0][:2] == [["two blue cups"], ["four red cups", "three blue cups"]]
+    assert table["edit_kinds"][0] == [["replace_colour"], ["replace_number", "replace_colour"], []]
