@@ -10,7 +10,7 @@ import numpy as np
 from softrepa_pipeline.randomness import numpy_generator
 
 
-class Choice:
+class WordChoice:
     """Draws words that the data set uses, so that an edit reads like one of its captions.
 
     `used` is what the data set says, `avoided` what other captions of the image say and this one does not: that may be

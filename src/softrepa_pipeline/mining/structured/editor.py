@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from softrepa_pipeline.mining.structured import lexicon
-from softrepa_pipeline.mining.structured.choice import Choice
+from softrepa_pipeline.mining.structured.choice import WordChoice
 from softrepa_pipeline.mining.structured.numbers import replace_number
 from softrepa_pipeline.mining.structured.relations import replace_relation
 from softrepa_pipeline.mining.structured.sentence import Sentence
 from softrepa_pipeline.mining.structured.swaps import swap_attribute, swap_object
 from softrepa_pipeline.mining.structured.words import replace_attribute, replace_colour, replace_object
 
-Rule = Callable[[Sentence, Choice], Iterator[str]]
+Rule = Callable[[Sentence, WordChoice], Iterator[str]]
 RULES: dict[str, Rule] = {
     "replace_number": replace_number,
     "replace_colour": replace_colour,
@@ -50,7 +50,7 @@ class CaptionEditor:
         elsewhere = {form for other in others for form in _said(other)} - _said(caption)
         made: dict[str, Edit] = {}
         for kind, rule in RULES.items():
-            for text in rule(sentence, Choice(self._used, elsewhere, f"{kind} of {caption}")):
+            for text in rule(sentence, WordChoice(self._used, elsewhere, f"{kind} of {caption}")):
                 made.setdefault(text, Edit(text, kind))
         return [edit for text, edit in made.items() if text != caption and text not in others]
 

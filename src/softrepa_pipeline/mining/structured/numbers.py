@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from softrepa_pipeline.mining.structured import lexicon
 from softrepa_pipeline.mining.structured.agreement import counted
-from softrepa_pipeline.mining.structured.choice import Choice
+from softrepa_pipeline.mining.structured.choice import WordChoice
 from softrepa_pipeline.mining.structured.sentence import Sentence, ends_like_plural
 
 _SCALES = (lexicon.NUMBERS, lexicon.DIGITS)
 
 
-def replace_number(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def replace_number(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """Another number of things: "two dogs are" → "three dogs are" or "one dog is", "a dog is" → "two dogs are".
 
     Several never become "a", which is true of them as well.
@@ -42,7 +42,7 @@ def _counts_things(sentence: Sentence, position: int) -> bool:
     return False
 
 
-def _other_number(sentence: Sentence, position: int, choice: Choice) -> Iterator[str]:
+def _other_number(sentence: Sentence, position: int, choice: WordChoice) -> Iterator[str]:
     word = sentence.words[position]
     scale = next(scale for scale in _SCALES if word in scale)
     options = _other_numbers(scale, scale.index(word) + 1)

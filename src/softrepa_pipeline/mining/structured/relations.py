@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from softrepa_pipeline.mining.structured import lexicon
-from softrepa_pipeline.mining.structured.choice import Choice
+from softrepa_pipeline.mining.structured.choice import WordChoice
 from softrepa_pipeline.mining.structured.sentence import Sentence
 
 Condition = Callable[[Sentence, int, int], bool]
@@ -160,7 +160,7 @@ _RELATIONS = tuple(
 )
 
 
-def replace_relation(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def replace_relation(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """The opposite relation, as often as the caption has one."""
     taken: set[int] = set()
     for relation in _RELATIONS:

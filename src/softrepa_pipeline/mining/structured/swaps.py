@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 
 from softrepa_pipeline.mining.structured import lexicon
 from softrepa_pipeline.mining.structured.agreement import counted
-from softrepa_pipeline.mining.structured.choice import Choice
+from softrepa_pipeline.mining.structured.choice import WordChoice
 from softrepa_pipeline.mining.structured.sentence import Changes, Phrase, Sentence
 from softrepa_pipeline.mining.structured.words import GENDERED, is_colored
 
@@ -17,7 +17,7 @@ _NO_PLACES = {"way", "land", "room", "ground", "scenery"}
 _CHILDREN = {"boy", "girl", "child", "kid", "baby", "toddler"}
 
 
-def swap_attribute(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def swap_attribute(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """Two attributes of a kind that two different things have, or their two numbers, exchanged."""
     for kind in ({color: color for color in lexicon.COLORS}, *lexicon.POLES):
         described = [(i, _noun_of(sentence, i)) for i in range(len(sentence)) if _is_attribute(sentence, i, kind)]
@@ -94,7 +94,7 @@ def _with_numbers_of(sentence: Sentence, first: Phrase, second: Phrase) -> Chang
     return None if None in changes else {**(changes[0] or {}), **(changes[1] or {})}
 
 
-def swap_object(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def swap_object(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """Two things exchanged over a relation that does not hold the other way round, or who of two does something."""
     for first, second in pairwise(sentence.phrases):
         if _is_one_way(sentence, first, second):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from softrepa_pipeline.mining.structured import lexicon
-from softrepa_pipeline.mining.structured.choice import Choice
+from softrepa_pipeline.mining.structured.choice import WordChoice
 from softrepa_pipeline.mining.structured.sentence import Changes, Phrase, Sentence
 
 _HE_TO_SHE = {"he": "she", "his": "her", "him": "her", "himself": "herself"}
@@ -38,7 +38,7 @@ def _is_fruit(sentence: Sentence, position: int) -> bool:
     return is_noun and sentence.before(position) not in {"is", "are"}
 
 
-def replace_colour(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def replace_colour(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """Another colour, none that people would call the old one, nor one that the same thing has besides."""
     for position, word in enumerate(sentence.words):
         if is_colored(sentence, position):
@@ -48,7 +48,7 @@ def replace_colour(sentence: Sentence, choice: Choice) -> Iterator[str]:
                 yield sentence.replaced({(position, position + 1): new})
 
 
-def replace_attribute(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def replace_attribute(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """The opposite size, age, material or state."""
     for position, word in enumerate(sentence.words):
         attribute = lexicon.ATTRIBUTES.get(word)
@@ -74,7 +74,7 @@ def _describes(sentence: Sentence, position: int, attribute: lexicon.Attribute) 
     return fits and attribute.not_before.isdisjoint(described)
 
 
-def replace_object(sentence: Sentence, choice: Choice) -> Iterator[str]:
+def replace_object(sentence: Sentence, choice: WordChoice) -> Iterator[str]:
     """Another thing of the same kind: an animal for an animal, a vehicle for a vehicle."""
     present = {noun for phrase in sentence.phrases for noun in lexicon.synonyms(phrase.noun)}
     for phrase in sentence.phrases:
@@ -87,7 +87,7 @@ def replace_object(sentence: Sentence, choice: Choice) -> Iterator[str]:
             yield sentence.replaced({**pronouns, (phrase.head, phrase.end): form})
 
 
-def _another(sentence: Sentence, phrase: Phrase, present: set[str], choice: Choice) -> str | None:
+def _another(sentence: Sentence, phrase: Phrase, present: set[str], choice: WordChoice) -> str | None:
     """A noun that is not there, of the first group that has one and fits the word before the phrase."""
     before = sentence.before(phrase.start)
     for group in phrase.groups:
