@@ -82,6 +82,7 @@ def test_killed_at_random_moments_the_next_run_ends_with_the_same_bytes(
     assert num_cut > num_kills / 2
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_gets_on(tmp_path: Path) -> None:
     source = make_source(tmp_path / "raw")
     whole = seconds_of(start(source, tmp_path / "wanted", 1))
