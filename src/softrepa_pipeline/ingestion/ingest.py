@@ -91,33 +91,23 @@ def ingest(config: IngestConfig, source: Source, runner: Runner | None = None) -
     with TableWriter(output / PAIRS_FILE, PAIRS_SCHEMA) as pairs:
         num_merged = merge([part.file for part in parts], pairs)
         pairs.close()
-        with TableWriter(output / QUARANTINE_FILE, QUARANTINE_SCHEMA) as quarantine:
-            for part in parts:
-                for row in iter_rows(part.quarantine):
-                    quarantine.add(row)
-            num_flooded = remove(pairs.partial, _floods(config, pairs.partial), quarantine)
-            num_leaked = remove(pairs.partial, _leaks(config, pairs.partial), quarantine)
-            quarantine.publish()
-        num_samples = sum(part.num_samples for part in parts)
-        reasons = Counter(row["reason"] for row in iter_rows(output / QUARANTINE_FILE, ("reason",)))
+        num_bad, screened = _screen(config, parts, pairs.partial)
         counts = _counts(pairs.partial)
-        _refuse_bad_source(config, num_samples, sum(part.num_bad for part in parts) + num_flooded, reasons, counts)
+        num_samples = sum(part.num_samples for part in parts)
+        _refuse_bad_source(config, num_samples, num_bad, counts["num_images"], screened["reasons"])
         num_near = _write_near_duplicates(config, pairs.partial, output / DUPLICATES_FILE)
         changes = count_changes(output / PAIRS_FILE, pairs.partial)
         logger.info("ingest: %s", ", ".join(f"{count} {name}" for name, count in changes.items()))
         pairs.publish()
     _clear_away(output, parts)
-    return {
-        "folder": str(output),
-        "digest": content_digest(output / PAIRS_FILE),
+    found = {
         "num_samples": num_samples,
         **counts,
         "num_merged": num_merged,
         "num_near_duplicates": num_near,
-        "num_leaked": num_leaked,
-        "num_quarantined": reasons.total(),
-        "reasons": dict(sorted(reasons.items())),
+        **screened,
     }
+    return {"folder": str(output), "digest": content_digest(output / PAIRS_FILE), **found}
 
 
 def _check(config: IngestConfig, source: Source, runner: Runner) -> list[Part]:
@@ -134,8 +124,25 @@ def _check(config: IngestConfig, source: Source, runner: Runner) -> list[Part]:
     return parts
 
 
-def _floods(config: IngestConfig, pairs: Path) -> Removal:
-    return floods(pairs, config.max_images_per_caption, config.max_captions_per_image)
+def _screen(config: IngestConfig, parts: Sequence[Part], pairs: Path) -> tuple[int, dict[str, Any]]:
+    """Take floods and leaks out of the pairs and write the quarantine: the number of bad samples, and figures."""
+    file = Path(config.output) / QUARANTINE_FILE
+    with TableWriter(file, QUARANTINE_SCHEMA) as quarantine:
+        for part in parts:
+            for row in iter_rows(part.quarantine):
+                quarantine.add(row)
+        found = floods(pairs, config.max_images_per_caption, config.max_captions_per_image)
+        num_bad = sum(part.num_bad for part in parts) + remove(pairs, found.removal, quarantine)
+        num_leaked = remove(pairs, _leaks(config, pairs), quarantine)
+        quarantine.publish()
+    reasons = Counter(row["reason"] for row in iter_rows(file, ("reason",)))
+    return num_bad, {
+        "most_images_of_a_caption": found.most_images_of_a_caption,
+        "most_captions_of_an_image": found.most_captions_of_an_image,
+        "num_leaked": num_leaked,
+        "num_quarantined": reasons.total(),
+        "reasons": dict(sorted(reasons.items())),
+    }
 
 
 def _leaks(config: IngestConfig, pairs: Path) -> Removal:
@@ -155,11 +162,11 @@ def _counts(pairs: Path) -> dict[str, Any]:
 
 
 def _refuse_bad_source(
-    config: IngestConfig, num_samples: int, num_bad: int, reasons: Counter[str], counts: dict[str, Any]
+    config: IngestConfig, num_samples: int, num_bad: int, num_images: int, reasons: dict[str, int]
 ) -> None:
     too_many = num_bad > config.max_bad_share * num_samples and num_bad >= config.min_bad_samples
-    if too_many or not counts["num_images"]:
-        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    if too_many or not num_images:
+        listed = "; ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common())
         raise ValueError(
             f"{num_bad} of {num_samples} samples of {config.source} are bad (ingest.max_bad_share is "
             f"{config.max_bad_share:g}): {listed}. All are listed in {Path(config.output) / QUARANTINE_FILE}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from softrepa_pipeline.ingestion.duplicates import near_others
 from softrepa_pipeline.ingestion.tables import PAIRS_SCHEMA, TableWriter, iter_rows
 
 
@@ -20,17 +21,27 @@ class Removal:
     captions: dict[str, str] = field(default_factory=dict)
 
 
-def floods(pairs: Path, max_images_per_caption: int, max_captions_per_image: int) -> Removal:
+@dataclass(frozen=True)
+class Floods:
+    """How far captions are spread, and what is above the limits."""
+
+    most_images_of_a_caption: int
+    most_captions_of_an_image: int
+    removal: Removal
+
+
+def floods(pairs: Path, max_images_per_caption: int, max_captions_per_image: int) -> Floods:
     """Captions of more images, and images with more captions, than a table of pairs should have."""
     counted, num_images = np.unique(_caption_hashes(pairs), return_counts=True)
     flooding = counted[num_images > max_images_per_caption]
-    removal = Removal()
+    removal, most_captions = Removal(), 0
     for row in iter_rows(pairs, ("image_id", "captions")):
+        most_captions = max(most_captions, len(row["captions"]))
         if len(row["captions"]) > max_captions_per_image:
             removal.images[row["image_id"]] = f"more than {max_captions_per_image} captions"
         for caption in _among(row["captions"], flooding):
             removal.captions[caption] = f"caption of more than {max_images_per_caption} images"
-    return removal
+    return Floods(int(num_images.max(initial=0)), most_captions, removal)
 
 
 def leaks(training: Path, evaluation: Path, max_distance: int) -> Removal:
