@@ -88,7 +88,7 @@ def _killed(process: Any, folder: Path, num_shards: int, chance: random.Random) 
         time.sleep(0.001)
     if chance.random() < 0.5:
         while process.is_alive() and not any(folder.glob("*/*.partial")):
-            pass
+            time.sleep(0.0002)
     else:
         time.sleep(chance.uniform(0, 0.05))
     process.kill()

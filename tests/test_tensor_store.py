@@ -200,7 +200,7 @@ def test_workers_end_when_their_parent_is_killed_and_the_next_run_ends_with_the_
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert 3 <= len(shard_files(killed.folder)) < 20
-    fill_slowly(killed.folder, 2)
+    fill_slowly(killed.folder, 1)
     assert [file.name for file in shard_files(killed.folder)] == [file.name for file in shard_files(whole.folder)]
     assert killed.verify() == []
 
