@@ -160,7 +160,7 @@ def index_bytes(factory: str, num_vectors: int, width: int) -> int:
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None:
         return num_vectors * index.sa_code_size()
-    codebooks = 4 * width * (inverted.nlist + (256 if hasattr(inverted, "pq") else 0))
+    codebooks = 4 * width * (inverted.nlist + (inverted.pq.ksub if hasattr(inverted, "pq") else 0))
     return num_vectors * (inverted.code_size + 8) + codebooks
 
 
