@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of as many vectors as COCO has captions, against the bare matrix product of the same blocks."""
+"""Exact nearest neighbours of as many vectors as COCO has captions, against the matrix product of the same blocks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def measure(vectors: np.ndarray | None = None, num_queries: int = _NUM_QUERIES) 
     torch.set_num_threads(before)
     speed = 2 * len(queries) * vectors.size / product / 1e9
     print(
-        f"{len(vectors)} × {vectors.shape[1]}, {len(queries)} queries, k = {_NEIGHBORS}, {_THREADS} threads: search {search:.2f} s, "
-        f"product {product:.2f} s ({speed:.0f} GFLOP/s), ratio {ratio:.2f}; {peak:.0f} MiB above the vectors",
+        f"{len(vectors)} × {vectors.shape[1]}, {len(queries)} queries, k = {_NEIGHBORS}, {_THREADS} threads: "
+        f"search {search:.2f} s, product {product:.2f} s ({speed:.0f} GFLOP/s), ratio {ratio:.2f}; "
+        f"{peak:.0f} MiB above the vectors",
         flush=True,
     )
     return {"knn_over_gemm": ratio, "knn_seconds": [search, product], "knn_gflops": speed, "knn_peak_mib": peak}

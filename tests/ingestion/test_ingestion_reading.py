@@ -14,13 +14,19 @@ from softrepa_pipeline.ingestion import image_ids, iter_captions, iter_pairs, lo
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eleven images in row groups of four."""
+    """Eleven images in two parts, each of which holds one more in front, in row groups of four."""
+    (tmp_path / "parts").mkdir()
     rows = []
-    for number in range(11):
-        buffer = BytesIO()
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "PNG")
-        rows.append({"image_id": f"{number:032x}", "image": buffer.getvalue(), "captions": [f"the {number}th", "one"]})
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet", row_group_size=4)
+    for part, numbers in (("a", range(6)), ("b", range(6, 11))):
+        images = [b"taken from the pairs"]
+        for row, number in enumerate(numbers, start=1):
+            buffer = BytesIO()
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "PNG")
+            images.append(buffer.getvalue())
+            place = {"part": part, "row": row}
+            rows.append({"image_id": f"{number:032x}", "captions": [f"the {number}th", "one"], **place})
+        pq.write_table(pa.table({"image": images}), tmp_path / "parts" / part, row_group_size=4)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     return tmp_path
 
 

@@ -41,7 +41,7 @@ def test_vectors_may_lie_on_disk(tmp_path: Path) -> None:
     vectors = unit_vectors(1000, 8)
     np.save(tmp_path / "vectors.npy", vectors)
     stored = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    for index in (build_index(stored, IndexConfig()), build_index(stored, IndexConfig(factory="IVF8,PQ4"))):
+    for index in (build_index(stored, IndexConfig()), build_index(stored, IndexConfig(factory="IVF8,PQ4x4"))):
         np.testing.assert_array_equal(
             searched(index, stored[:9], 5)[1],
             searched(build_index(vectors, IndexConfig(factory=index.factory)), vectors[:9], 5)[1],
@@ -57,14 +57,14 @@ def test_the_index_follows_from_size_and_budget() -> None:
         choose_factory(12_000_000, 512, IndexConfig(memory_gib=0.1))
 
 
-@pytest.mark.parametrize("factory", ["HNSW32,Flat", "IVF64,PQ16", "IVF64,Flat", "PQ16", "IVF64,SQ8"])
+@pytest.mark.parametrize("factory", ["HNSW32,Flat", "IVF64,PQ16x4", "IVF64,Flat", "IVF64,SQ8"])
 def test_the_size_of_an_index_is_known_before_it_is_made(factory: str, tmp_path: Path) -> None:
     vectors = unit_vectors(5000, 64)
     build_index(vectors, IndexConfig(factory=factory), file=tmp_path / "index.faiss")
     assert index_bytes(factory, *vectors.shape) == pytest.approx((tmp_path / "index.faiss").stat().st_size, rel=0.05)
 
 
-@pytest.mark.parametrize("factory", ["HNSW32,Flat", "IVF64,PQ16", "OPQ8_32,IVF64,PQ8"])
+@pytest.mark.parametrize("factory", ["HNSW32,Flat", "IVF64,PQ16x4", "PCA32,IVF64,Flat"])
 def test_an_approximate_search_is_widened_to_its_recall_and_gives_true_scores(factory: str, tmp_path: Path) -> None:
     vectors, queries = unit_vectors(5000, 64), unit_vectors(300, 64, seed=1)
     index = build_index(vectors, IndexConfig(factory=factory, target_recall=0.9), queries, tmp_path / "index.faiss")
@@ -80,13 +80,13 @@ def test_an_approximate_search_is_widened_to_its_recall_and_gives_true_scores(fa
 
 def test_an_index_that_cannot_reach_its_recall_says_so() -> None:
     evenly_spread = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
-    index = build_index(evenly_spread, IndexConfig(factory="IVF16,PQ2", target_recall=0.99))
+    index = build_index(evenly_spread, IndexConfig(factory="IVF16,PQ2x4", target_recall=0.99))
     assert 0 < index.recall < 0.9
 
 
 def test_training_depends_on_the_seed_alone() -> None:
     vectors, queries = unit_vectors(5000, 32), unit_vectors(50, 32, seed=1)
-    config = IndexConfig(factory="IVF64,PQ4", target_recall=0.1)
+    config = IndexConfig(factory="IVF64,PQ4x4", target_recall=0.1)
     first, second = (searched(build_index(vectors, config), queries, 20)[1] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 

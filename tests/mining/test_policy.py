@@ -5,6 +5,8 @@ import pytest
 
 from softrepa_pipeline.mining import Corpus, Guards, Policy
 from softrepa_pipeline.mining.corpus import gather
+from softrepa_pipeline.mining.index import NeighborIndex
+from softrepa_pipeline.mining.neighbors import Indexes, anchors
 from softrepa_pipeline.mining.policy import Candidates, Choice, choose
 
 OFF = Guards(max_word_overlap=2, max_text_similarity=2, max_image_similarity=2)
@@ -26,7 +28,9 @@ def chosen(corpus: Corpus, policy: Policy, guards: Guards = OFF, seed: int = 0) 
     """What the first image gets when all captions are its neighbours."""
     scores = corpus.scores(0, np.arange(len(corpus.captions)))
     order = np.argsort(-scores)
-    choice = choose(policy, guards, corpus, 0, Candidates(order, scores[order]), np.random.default_rng(seed))
+    images = None if corpus.images is None else NeighborIndex(corpus.images)
+    (anchor,) = anchors(corpus, Indexes(NeighborIndex(corpus.texts), images), range(1), guards.max_image_similarity)
+    choice = choose(policy, guards, corpus, anchor, Candidates(order, scores[order]), np.random.default_rng(seed))
     return [corpus.captions[row] for row in choice.negatives.rows], choice
 
 
@@ -97,11 +101,12 @@ def test_near_duplicate_texts_are_left_out() -> None:
 
 
 def test_captions_of_near_duplicate_images_are_left_out() -> None:
-    cosines = {"own": 0.9, "shared": 0.5, "twin's": 0.4, "far": 0.3}
-    owners = [["own"], ["twin's", "shared"], ["far", "shared"]]
-    corpus = corpus_of(cosines, images=at(1.0, 0.99, 0.2), owners=owners)
-    assert chosen(corpus, Policy(), Guards(2, 2, 0.98))[0] == ["far"]
-    assert chosen(corpus, Policy(), Guards(2, 2, 0.995))[0] == ["shared", "twin's", "far"]
+    cosines = {"own": 0.9, "shared": 0.5, "twin's": 0.4, "like the twin's": 0.39, "far": 0.1}
+    owners = [["own"], ["twin's", "shared"], ["far", "shared"], ["like the twin's"]]
+    corpus = corpus_of(cosines, images=at(1.0, 0.95, 0.2, 0.1), owners=owners)
+    assert chosen(corpus, Policy(), Guards(2, 0.99, 0.9))[0] == ["far"]
+    assert chosen(corpus, Policy(), Guards(2, 0.99995, 0.9))[0] == ["like the twin's", "far"]
+    assert chosen(corpus, Policy(), Guards(2, 0.99, 0.96))[0] == ["shared", "twin's", "like the twin's", "far"]
 
 
 def test_guards_look_past_what_they_reject() -> None:
@@ -110,7 +115,7 @@ def test_guards_look_past_what_they_reject() -> None:
     cosines = {f"twin {word}": 0.5 - number / 1e4 for number, word in enumerate(words)} | {"own": 0.9, "true one": 0.1}
     twins = [caption for caption in cosines if caption.startswith("twin")]
     corpus = corpus_of(cosines, images=at(1.0, 1.0, 0.0), owners=[["own"], twins, ["true one"]])
-    captions, choice = chosen(corpus, Policy(num_negatives=1), Guards())
+    captions, choice = chosen(corpus, Policy(num_negatives=1), Guards(max_text_similarity=0.999))
     assert captions == ["true one"]
     assert len(choice.rejected["near-duplicate image"].rows) == 200
 

@@ -8,6 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -28,7 +29,7 @@ def iter_captions(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def read_images(folder: Path, places: list[int]) -> Iterator[Image.Image]:
     """RGB images at these places of the table, one after the other; neighbours are read together."""
-    stored = pq.read_table(folder / PAIRS_FILE, columns=["part", "row"]).take(places)
+    stored = pq.read_table(folder / PAIRS_FILE, columns=["part", "row"]).take(pa.array(places, pa.int64()))
     found = zip(stored["part"].to_pylist(), stored["row"].to_pylist(), strict=True)
     for part, rows in groupby(found, key=itemgetter(0)):
         for image in _images_of(folder / PARTS_FOLDER / part, [row for _, row in rows]):

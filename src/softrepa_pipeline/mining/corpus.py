@@ -42,22 +42,6 @@ class Corpus:
         shape = (len(self.captions), len(vocabulary))
         return sparse.csr_array((np.ones(len(places), np.int32), places, ends), shape=shape)
 
-    @cached_property
-    def owners(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images that own a caption: for caption c `images[ends[c]:ends[c + 1]]`, of (images, ends)."""
-        caption_rows = np.concatenate(self.own)
-        image_rows = np.repeat(np.arange(len(self.own)), [len(rows) for rows in self.own])
-        counts = np.bincount(caption_rows, minlength=len(self.captions))
-        return image_rows[np.argsort(caption_rows, kind="stable")], np.concatenate([[0], np.cumsum(counts)])
-
-    def owners_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The images that own the captions `rows`, one after the other, and the position in `rows` of each."""
-        images, ends = self.owners
-        counts = ends[rows + 1] - ends[rows]
-        positions = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return images[np.repeat(ends[rows], counts) + within], positions
-
     def scores(self, image: int, rows: np.ndarray) -> np.ndarray:
         """How well captions fit an image, (rows,): their cosine with it, or with the nearest of its own captions."""
         texts = _float32(self.texts[rows])
@@ -82,12 +66,17 @@ class Corpus:
         return float(similarity.max(axis=1).mean())
 
 
-def gather(captions_of: Iterable[tuple[str, ...]]) -> tuple[list[str], list[np.ndarray]]:
+def captions_of(own: list[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """The rows of the captions of some images, each once."""
+    return np.unique(np.concatenate([own[image] for image in images] or [np.empty(0, int)]))
+
+
+def gather(captions: Iterable[tuple[str, ...]]) -> tuple[list[str], list[np.ndarray]]:
     """The distinct captions, sorted, and for each image the rows of its own."""
-    own = [tuple(dict.fromkeys(captions)) for captions in captions_of]
-    captions = sorted({caption for each in own for caption in each})
-    row_of = {caption: row for row, caption in enumerate(captions)}
-    return captions, [np.array([row_of[caption] for caption in each]) for each in own]
+    own = [tuple(dict.fromkeys(each)) for each in captions]
+    distinct = sorted({caption for each in own for caption in each})
+    row_of = {caption: row for row, caption in enumerate(distinct)}
+    return distinct, [np.array([row_of[caption] for caption in each]) for each in own]
 
 
 def words_of(caption: str) -> list[str]:

@@ -108,7 +108,7 @@ def build_index(
     Raises:
         ValueError: no index fits `config.memory_gib`, or FAISS does not know `config.factory`.
     """
-    factory = config.factory or choose_factory(*vectors.shape, config)
+    factory = config.factory or choose_factory(len(vectors), vectors.shape[1], config)
     if factory == EXACT:
         return NeighborIndex(vectors)
     approximate = _train(vectors, factory, config.seed)
@@ -152,7 +152,8 @@ def index_bytes(factory: str, num_vectors: int, width: int) -> int:
     """
     index = _empty(factory, width)
     if isinstance(index, faiss.IndexHNSW):
-        links = index.hnsw.cum_nb_neighbors(1) * 4
+        hnsw: Any = index.hnsw
+        links = hnsw.cum_nb_neighbors(1) * 4
         # A vector also stands in the next layer with probability 1 / links; its level and its links' place are stored.
         return num_vectors * (
             faiss.downcast_index(index.storage).sa_code_size() + links + links // 2 // _HNSW_LINKS + 12
@@ -160,7 +161,7 @@ def index_bytes(factory: str, num_vectors: int, width: int) -> int:
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None:
         return num_vectors * index.sa_code_size()
-    codebooks = 4 * width * (inverted.nlist + (256 if hasattr(inverted, "pq") else 0))
+    codebooks = 4 * width * (inverted.nlist + (inverted.pq.ksub if hasattr(inverted, "pq") else 0))
     return num_vectors * (inverted.code_size + 8) + codebooks
 
 

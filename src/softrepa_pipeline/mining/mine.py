@@ -21,6 +21,7 @@ from softrepa_pipeline.mining.index import IndexConfig, build_index
 from softrepa_pipeline.mining.neighbors import (
     Indexes,
     Neighbors,
+    anchors,
     caption_to_caption,
     image_to_caption,
     image_to_image,
@@ -45,8 +46,8 @@ _MISFITS = pa.schema({"image_id": pa.string(), "caption": pa.string(), "fit": pa
 _BLOCK = 256
 _NUM_SHOWN = 12
 _SEARCHES: dict[str, Neighbors] = {
-    "image_to_caption": image_to_caption,
     "caption_to_caption": caption_to_caption,
+    "image_to_caption": image_to_caption,
     "image_to_image": image_to_image,
 }
 
@@ -55,13 +56,13 @@ _SEARCHES: dict[str, Neighbors] = {
 class MineConfig:
     """Neighbours of three kinds, each with its policy or null; an image's negatives are the union of what they choose.
 
-    Captions without images are mined by `caption_to_caption`, with the defaults where it is null. Captions whose fit to
+    Captions without images have `caption_to_caption` alone, with its defaults where it is null. Captions whose fit to
     their own image is below `min_fit` are taken out before (mining/screen.py); null keeps all.
     """
 
     clip: str
-    image_to_caption: Policy | None = field(default_factory=Policy)
-    caption_to_caption: Policy | None = None
+    caption_to_caption: Policy | None = field(default_factory=Policy)
+    image_to_caption: Policy | None = None
     image_to_image: Policy | None = None
     guards: Guards = field(default_factory=Guards)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -155,10 +156,11 @@ def choose_negatives(config: MineConfig, corpus: Corpus, indexes: Indexes, block
     policies = config.policies(corpus.images is not None)
     found = [_SEARCHES[name](corpus, indexes, block, policy) for name, policy in policies.items()]
     choices = []
-    for image, candidates in zip(block, zip(*found, strict=True), strict=True):
-        rng = numpy_generator(config.seed, f"negatives of {corpus.image_ids[image]}")
+    block_anchors = anchors(corpus, indexes, block, config.guards.max_image_similarity)
+    for anchor, candidates in zip(block_anchors, zip(*found, strict=True), strict=True):
+        rng = numpy_generator(config.seed, f"negatives of {corpus.image_ids[anchor.image]}")
         sides = zip(policies.values(), candidates, strict=True)
-        choices.append([choose(policy, config.guards, corpus, image, side, rng) for policy, side in sides])
+        choices.append([choose(policy, config.guards, corpus, anchor, side, rng) for policy, side in sides])
     return choices
 
 
@@ -172,7 +174,7 @@ def _chosen(config: MineConfig, corpus: Corpus, indexes: Indexes) -> Iterator[tu
 def _build_indexes(config: MineConfig, corpus: Corpus, output: Path) -> Indexes:
     queries = corpus.texts if corpus.images is None else corpus.images
     texts = build_index(corpus.texts, config.index, queries, output / "captions.faiss")
-    if corpus.images is None or config.image_to_image is None:
+    if corpus.images is None:
         return Indexes(texts, None)
     return Indexes(texts, build_index(corpus.images, config.index, file=output / "images.faiss"))
 

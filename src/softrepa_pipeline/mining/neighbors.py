@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from softrepa_pipeline.mining.corpus import Corpus
+from softrepa_pipeline.mining.corpus import Corpus, captions_of
 from softrepa_pipeline.mining.index import NeighborIndex
-from softrepa_pipeline.mining.policy import Candidates, Policy
+from softrepa_pipeline.mining.policy import Anchor, Candidates, Policy
 
 
 @dataclass(frozen=True)
 class Indexes:
-    """What is searched: the captions, and the images where there are any and a policy asks for them."""
+    """What is searched: the captions, and the images where there are any."""
 
     texts: NeighborIndex
     images: NeighborIndex | None
@@ -26,7 +26,20 @@ class Indexes:
         return {name: index.report() for name, index in parts.items() if index is not None}
 
 
+_NEAR_IMAGES = 128
 Neighbors = Callable[[Corpus, Indexes, range, Policy], Iterator[Candidates]]
+
+
+def anchors(corpus: Corpus, indexes: Indexes, block: range, max_similarity: float) -> Iterator[Anchor]:
+    """The images of a block, with the captions of those of their 128 nearest that reach `max_similarity`."""
+    if corpus.images is None or indexes.images is None:
+        yield from (Anchor(image, np.empty(0, int)) for image in block)
+        return
+    searched = indexes.images.search(corpus.images[block.start : block.stop], _NEAR_IMAGES)
+    found = (each for scores, rows in searched for each in zip(scores, rows, strict=True))
+    for image, (scores, rows) in zip(block, found, strict=True):
+        near = rows[(scores >= max_similarity) & (rows != image)]
+        yield Anchor(image, captions_of(corpus.own, near))
 
 
 def image_to_caption(corpus: Corpus, indexes: Indexes, block: range, policy: Policy) -> Iterator[Candidates]:
@@ -54,7 +67,7 @@ def image_to_image(corpus: Corpus, indexes: Indexes, block: range, policy: Polic
     neighbors = (rows for _, found in searched for rows in found)
     for image, rows in zip(block, neighbors, strict=True):
         others = rows[(rows != image) & (rows >= 0)][policy.range_min : policy.range_max]
-        yield _scored(corpus, image, np.concatenate([corpus.own[other] for other in others] or [others]))
+        yield _scored(corpus, image, captions_of(corpus.own, others))
 
 
 def _filled(rows: np.ndarray, scores: np.ndarray) -> Candidates:

@@ -29,7 +29,7 @@ class Policy:
 
     num_negatives: int = 16
     range_min: int = 0
-    range_max: int = 4096
+    range_max: int = 1536
     max_score: float | None = None
     min_score: float | None = None
     absolute_margin: float | None = None
@@ -63,42 +63,48 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """An image by its row, and the rows of the captions of its near-duplicates."""
+
+    image: int
+    akin: np.ndarray
+
+
+@dataclass(frozen=True)
 class Guards:
     """Captions that are left out by what they say or show, whatever their score.
 
     Near-duplicate text: `max_word_overlap` (shared words of all words, Jaccard) or `max_text_similarity` (cosine) is
-    reached with one of the image's own captions. Near-duplicate image: the caption belongs to an image whose cosine
-    with the anchor image reaches `max_image_similarity`.
+    reached with one of the image's own captions. Near-duplicate image: `max_text_similarity` is reached with a caption
+    of an image whose cosine with the anchor image reaches `max_image_similarity`.
     """
 
     max_word_overlap: float = 0.9
-    max_text_similarity: float = 0.98
-    max_image_similarity: float = 0.98
+    max_text_similarity: float = 0.95
+    max_image_similarity: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("max_word_overlap", "max_text_similarity", "max_image_similarity"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"mine.guards.{name} must be positive, not {getattr(self, name)}")
 
-    def broken(self, corpus: Corpus, image: int, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def broken(self, corpus: Corpus, anchor: Anchor, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The rules on content, with where the captions `rows` break them."""
-        yield TEXT, self._same_text(corpus, corpus.own[image], rows)
-        if corpus.images is not None:
-            yield IMAGE, self._same_image(corpus, corpus.images, image, rows)
+        own = corpus.own[anchor.image]
+        yield TEXT, self._share_words(corpus, own, rows) | self._say_the_same(corpus, own, rows)
+        if len(anchor.akin):
+            yield IMAGE, self._say_the_same(corpus, anchor.akin, rows)
 
-    def _same_text(self, corpus: Corpus, own: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _share_words(self, corpus: Corpus, own: np.ndarray, rows: np.ndarray) -> np.ndarray:
         words, own_words = corpus.words[rows], corpus.words[own]
         shared = (words @ own_words.T).toarray()
         union = words.sum(axis=1)[:, None] + own_words.sum(axis=1)[None, :] - shared
-        texts, own_texts = (np.asarray(corpus.texts[part], dtype=np.float32) for part in (rows, own))
         # Captions without a word, as "!", share nothing; their embeddings decide.
-        alike = (shared >= self.max_word_overlap * union) & (union > 0)
-        return (alike | (texts @ own_texts.T >= self.max_text_similarity)).any(axis=1)
+        return np.any((shared >= self.max_word_overlap * union) & (union > 0), axis=1)
 
-    def _same_image(self, corpus: Corpus, images: np.ndarray, image: int, rows: np.ndarray) -> np.ndarray:
-        owners, positions = corpus.owners_of(rows)
-        similarity = np.asarray(images[owners], dtype=np.float32) @ np.asarray(images[image], dtype=np.float32)
-        return np.bincount(positions[similarity >= self.max_image_similarity], minlength=len(rows)) > 0
+    def _say_the_same(self, corpus: Corpus, others: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        texts, other_texts = (np.asarray(corpus.texts[part], dtype=np.float32) for part in (rows, others))
+        return np.any(texts @ other_texts.T >= self.max_text_similarity, axis=1)
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,9 @@ class Choice:
 
 
 def choose(
-    policy: Policy, guards: Guards, corpus: Corpus, image: int, found: Candidates, rng: np.random.Generator
+    policy: Policy, guards: Guards, corpus: Corpus, anchor: Anchor, found: Candidates, rng: np.random.Generator
 ) -> Choice:
-    """Take an image's negatives from its neighbours.
+    """Take an anchor's negatives from its neighbours.
 
     Each candidate that was looked at and not taken is put down to the first rule of `RULES` that it breaks; guards look
     only until `num_negatives` are found.
@@ -129,14 +135,14 @@ def choose(
     verdict = np.full(len(found.rows), -1)
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
-    _mark(verdict, slice(None), OWN, np.isin(keys, corpus.text_keys[corpus.own[image]]))
-    for rule, broken in policy.broken(found.scores, corpus.positive(image)):
+    _mark(verdict, slice(None), OWN, np.isin(keys, corpus.text_keys[corpus.own[anchor.image]]))
+    for rule, broken in policy.broken(found.scores, corpus.positive(anchor.image)):
         _mark(verdict, slice(None), rule, broken)
     _mark(verdict, slice(None), REPEATED, ~first)
     open_ = np.flatnonzero(verdict < 0)
     if policy.sampling_strategy == "random":
         open_ = rng.permutation(open_)
-    taken = _guarded(guards, corpus, image, found.rows, open_, verdict, policy.num_negatives)
+    taken = _guarded(guards, corpus, anchor, found.rows, open_, verdict, policy.num_negatives)
     rejected = {rule: verdict == number for number, rule in enumerate(RULES) if (verdict == number).any()}
     return Choice(_at(found, np.sort(taken)), {rule: _at(found, where) for rule, where in rejected.items()})
 
@@ -144,7 +150,7 @@ def choose(
 def _guarded(
     guards: Guards,
     corpus: Corpus,
-    image: int,
+    anchor: Anchor,
     rows: np.ndarray,
     order: np.ndarray,
     verdict: np.ndarray,
@@ -154,7 +160,7 @@ def _guarded(
     taken = np.empty(0, int)
     for start in range(0, len(order), _CHECKED_AT_ONCE):
         part = order[start : start + _CHECKED_AT_ONCE]
-        for rule, broken in guards.broken(corpus, image, rows[part]):
+        for rule, broken in guards.broken(corpus, anchor, rows[part]):
             _mark(verdict, part, rule, broken)
         taken = np.concatenate([taken, part[verdict[part] < 0]])
         if len(taken) >= count:

@@ -55,9 +55,9 @@ class Progress:
     temperatures: Tensor
     density: Tensor
     pairs_at_once: int
-    recompute: bool = False
     guard: Guard = field(default_factory=Guard)
     best: Best = field(default_factory=Best)
+    recompute: bool = False
 
 
 def save_checkpoint(folder: Path, method: Method, optimizer: torch.optim.AdamW, progress: Progress) -> None:

@@ -152,7 +152,7 @@ class Trainer:
             values = {name: value.tolist() for name, value in asdict(found.profile).items()}
             write_json(self.folder / "profile.json", values)
         logger.info("temperatures by timestep: %s", ", ".join(f"{value:.4g}" for value in found.temperatures))
-        return Progress(0, found.temperatures, found.density, pairs_at_once, room.recompute)
+        return Progress(0, found.temperatures, found.density, pairs_at_once, recompute=room.recompute)
 
     def run(self, stop: Interruption) -> None:
         """Steps until the end, an interruption, or a rollback, after which it is to be called again."""
