@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -73,17 +74,30 @@ class Backbone(ABC):
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
         """Latents as the denoiser takes them, from pixels in [−1, 1]: posterior means, shifted and scaled."""
+        config = self.pipeline.vae.config
+        with self._autoencoder() as vae:
+            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mean
+        return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).to(self.pipeline.vae.dtype)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Float[Tensor, "images channels height width"]) -> Tensor:
+        """Pixels in [−1, 1] (images, 3, height, width), float32, from latents as the denoiser gives them."""
+        config = self.pipeline.vae.config
+        with self._autoencoder() as vae:
+            stored = latents / config.scaling_factor + (config.shift_factor or 0.0)
+            return vae.decode(stored.to(vae.dtype)).sample.float().clamp(-1, 1)
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """The autoencoder in a precision that is safe: SDXL's own overflows in half, and its config says so."""
         vae = self.pipeline.vae
         stored = vae.dtype
-        # SDXL's own autoencoder overflows in half precision, and its config says so.
-        dtype = torch.float32 if stored == torch.float16 and vae.config.force_upcast else stored
-        if dtype != stored:
-            vae.to(dtype)
-        latents = vae.encode(pixels.to(self.device, dtype)).latent_dist.mean
-        if dtype != stored:
+        overflows = stored == torch.float16 and vae.config.force_upcast
+        if overflows:
+            vae.to(torch.float32)
+        yield vae
+        if overflows:
             vae.to(stored)
-        shift = vae.config.shift_factor or 0.0
-        return ((latents - shift) * vae.config.scaling_factor).to(stored)
 
     @abstractmethod
     def encode_prompts(self, captions: list[str]) -> Prompt:
