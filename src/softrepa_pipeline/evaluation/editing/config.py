@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from softrepa_pipeline.config import build
 
 METHODS = ("flowedit", "ddim", "pnp")
 
@@ -49,11 +53,19 @@ class EditConfig:
                 raise ValueError(f"edit.{name} must be in [0, 1], not {getattr(self, name)}")
 
 
+_EMBEDDED_FLOW = EditConfig("flowedit", 20, 8, source_guidance=1.5, target_guidance=3.0, batch_size=30)
+_EMBEDDED_PLUG_AND_PLAY = EditConfig("pnp", 20, 4, source_guidance=1.0, target_guidance=3.0, batch_size=30)
 _PLUG_AND_PLAY = EditConfig("pnp", num_steps=50, start_step=0, source_guidance=1.0, target_guidance=7.5)
 
 # (preset, family, with soft tokens). FlowEdit takes 33 of SD3's 50 steps (arXiv 2412.08629). SoftREPA takes 30, with
 # target guidance 9 of v + g (v − v_null), which is 10 as written here. PnP: arXiv 2211.12572.
 PRESETS: dict[tuple[str, str, bool], EditConfig] = {
+    ("embedded", "sd3", False): _EMBEDDED_FLOW,
+    ("embedded", "sd3", True): _EMBEDDED_FLOW,
+    ("embedded", "sdxl", False): _EMBEDDED_PLUG_AND_PLAY,
+    ("embedded", "sdxl", True): _EMBEDDED_PLUG_AND_PLAY,
+    ("embedded", "sd15", False): _EMBEDDED_PLUG_AND_PLAY,
+    ("embedded", "sd15", True): _EMBEDDED_PLUG_AND_PLAY,
     ("published", "sd3", False): EditConfig("flowedit", 50, 17, 3.5, 13.5),
     ("published", "sd3", True): EditConfig("flowedit", 50, 20, 3.5, 10.0),
     ("published", "sdxl", False): _PLUG_AND_PLAY,
@@ -61,3 +73,15 @@ PRESETS: dict[tuple[str, str, bool], EditConfig] = {
     ("published", "sd15", False): _PLUG_AND_PLAY,
     ("published", "sd15", True): _PLUG_AND_PLAY,
 }
+
+
+def configured(preset: str, family: str, with_tokens: bool, changes: Mapping[str, Any]) -> EditConfig:
+    """A preset's settings with some of them changed.
+
+    Raises:
+        ValueError: there is no such preset for the family, or a change names no setting or a wrong value.
+    """
+    if (preset, family, with_tokens) not in PRESETS:
+        names = dict.fromkeys(name for name, *_ in PRESETS)
+        raise ValueError(f"no editing preset {preset!r} for family {family!r}; presets: {', '.join(names)}")
+    return build(EditConfig, {**asdict(PRESETS[preset, family, with_tokens]), **changes}, "edit.settings")
