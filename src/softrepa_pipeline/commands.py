@@ -173,7 +173,7 @@ def edit(
     if loaded:
         add_tokens(backbone, loaded, strength)
     side = editing.native_side(backbone)
-    pixels = np.asarray(ImageOps.fit(opened, (side, side)))
+    pixels = np.array(ImageOps.fit(opened, (side, side)))
     edited = editing.edit(backbone, pixels[None], [editing.Captions(source, target)], config)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(edited).save(output)

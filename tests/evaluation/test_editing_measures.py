@@ -57,7 +57,7 @@ def test_structural_similarity_is_the_published_formula() -> None:
         for c in range(3):
             first, second = SOURCE[i, ..., c] / 255, EDITED[i, ..., c] / 255
             mean = {
-                name: ndimage.gaussian_filter(image, 1.5, truncate=5 / 1.5)
+                name: ndimage.gaussian_filter(image, 1.5, truncate=5 / 1.5, mode="mirror")
                 for name, image in {
                     "x": first,
                     "y": second,
@@ -71,7 +71,7 @@ def test_structural_similarity_is_the_published_formula() -> None:
             c1, c2 = 0.01**2, 0.03**2
             similarity = (2 * mean["x"] * mean["y"] + c1) * (2 * common + c2)
             similarity /= (mean["x"] ** 2 + mean["y"] ** 2 + c1) * (deviation_x + deviation_y + c2)
-            values.append(similarity[5:-5, 5:-5].mean())
+            values.append(similarity.mean())
         np.testing.assert_allclose(found[i], np.mean(values), atol=1e-4)
     np.testing.assert_allclose(structural_similarity(SOURCE, SOURCE), 1, atol=1e-6)
 

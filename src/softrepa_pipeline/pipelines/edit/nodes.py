@@ -25,7 +25,15 @@ from softrepa_pipeline.stage import Stage, source_digest
 
 logger = logging.getLogger(__name__)
 
-_CODE = ("backbones", "evaluation/editing", "noising", "randomness", "shapes", "soft_tokens")
+# What decides how an edited image looks.
+_CODE = (
+    "backbones",
+    *(f"evaluation/editing/{name}" for name in ("benchmark", "edit", "features", "flow", "guidance", "inversion")),
+    "noising",
+    "randomness",
+    "shapes",
+    "soft_tokens",
+)
 
 
 def compare_edits(
