@@ -34,3 +34,22 @@ def mix_preserving_variance(
     if prediction_type not in targets:
         raise ValueError(f"scheduler.prediction_type {prediction_type!r} is not one of {', '.join(targets)}")
     return alpha * clean + sigma * noise, targets[prediction_type]
+
+
+def separate(
+    sample: Latents, prediction: Latents, signal: Float[Tensor, " batch"], prediction_type: str
+) -> tuple[Latents, Latents]:
+    """The clean latents and the noise that a prediction sees in x_t; undoes `mix_preserving_variance`.
+
+    Raises:
+        ValueError: the prediction type is none of those.
+    """
+    level = signal.to(sample.device)[:, None, None, None]
+    alpha, sigma = level.sqrt().to(sample.dtype), (1 - level).sqrt().to(sample.dtype)
+    if prediction_type == "epsilon":
+        return (sample - sigma * prediction) / alpha, prediction
+    if prediction_type == "v_prediction":
+        return alpha * sample - sigma * prediction, sigma * sample + alpha * prediction
+    if prediction_type == "sample":
+        return prediction, (sample - alpha * prediction) / sigma
+    raise ValueError(f"scheduler.prediction_type {prediction_type!r} is not one of epsilon, v_prediction, sample")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,15 +45,23 @@ class Noised:
 def encode_images(vae: Any, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
     """Latents as a denoiser takes them, from pixels in [−1, 1]: posterior means, shifted and scaled."""
     stored = vae.dtype
-    # SDXL's own autoencoder overflows in half precision, and its config says so.
-    dtype = torch.float32 if stored == torch.float16 and vae.config.force_upcast else stored
-    if dtype != stored:
-        vae.to(dtype)
-    latents = vae.encode(pixels.to(vae.device, dtype)).latent_dist.mean
-    if dtype != stored:
-        vae.to(stored)
-    shift = vae.config.shift_factor or 0.0
-    return ((latents - shift) * vae.config.scaling_factor).to(stored)
+    with safe_precision(vae):
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
+    return ((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).to(stored)
+
+
+@contextmanager
+def safe_precision(vae: Any) -> Iterator[Any]:
+    """The autoencoder in a precision that is safe: SDXL's own overflows in half, and its config says so."""
+    stored = vae.dtype
+    overflows = stored == torch.float16 and vae.config.force_upcast
+    if overflows:
+        vae.to(torch.float32)
+    try:
+        yield vae
+    finally:
+        if overflows:
+            vae.to(stored)
 
 
 class Backbone(ABC):
@@ -88,6 +97,14 @@ class Backbone(ABC):
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
         """As the function of this name, with this model's autoencoder."""
         return encode_images(self.pipeline.vae, pixels)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Float[Tensor, "images channels height width"]) -> Tensor:
+        """Pixels in [−1, 1] (images, 3, height, width), float32, from latents as the denoiser gives them."""
+        config = self.pipeline.vae.config
+        with safe_precision(self.pipeline.vae) as vae:
+            stored = latents / config.scaling_factor + (config.shift_factor or 0.0)
+            return vae.decode(stored.to(vae.dtype)).sample.float().clamp(-1, 1)
 
     @abstractmethod
     def encode_prompts(self, captions: list[str]) -> Prompt:
