@@ -23,8 +23,6 @@ class WorldVerifier(Scorer):
         """Raises ValueError for a prompt without a claim."""
         for prompt in prompts:
             if prompt not in self.claims:
-                raise ValueError(
-                    f"the verifier knows no claim of the prompt {prompt!r}; it judges the embedded world's"
-                )
+                raise ValueError(f"the verifier judges the embedded world's prompts; it knows no claim of {prompt!r}")
         pairs = zip(prompts, images, strict=True)
         return np.array([float(verify(np.asarray(image), self.claims[prompt])) for prompt, image in pairs])
