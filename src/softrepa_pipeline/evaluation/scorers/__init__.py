@@ -10,6 +10,7 @@ from typing import Any
 from softrepa_pipeline.evaluation.scorers.aesthetic import Aesthetic
 from softrepa_pipeline.evaluation.scorers.base import NotMeasured, Scorer, ScorerConfig, Scores, score_images
 from softrepa_pipeline.evaluation.scorers.clip import ClipScore, PickScore
+from softrepa_pipeline.evaluation.scorers.geneval import GenEval
 from softrepa_pipeline.evaluation.scorers.hps import HpsV21
 from softrepa_pipeline.evaluation.scorers.image_reward import ImageReward
 from softrepa_pipeline.evaluation.scorers.verifier import WorldVerifier
@@ -30,6 +31,7 @@ SCORERS: dict[str, Callable[[ScorerConfig], Scorer]] = {
 # Scorers that judge by what a prompt asks for, which is given to them prompt by prompt.
 JUDGES: dict[str, Callable[[ScorerConfig, Mapping[str, Any]], Scorer]] = {
     "verifier": WorldVerifier,
+    "geneval": GenEval,
 }
 
 __all__ = ["NotMeasured", "Scorer", "ScorerConfig", "Scores", "load_scorers", "score_images"]
@@ -38,7 +40,7 @@ __all__ = ["NotMeasured", "Scorer", "ScorerConfig", "Scores", "load_scorers", "s
 def load_scorers(configs: Sequence[ScorerConfig], truths: Mapping[str, Any]) -> dict[str, Scorer | NotMeasured]:
     """Load the scorers asked for; one whose weights are missing is marked as not measured and the others go on.
 
-    `truths` says by prompt what it asks for: a claim of the embedded world, or GenEval's record.
+    `truths` says by prompt what it asks for: a claim of the embedded world, or GenEval's request.
 
     Raises:
         ValueError: there is no scorer of that name.
