@@ -93,7 +93,7 @@ def _parti(folder: Path) -> Iterator[TaskPrompt]:
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header) or not row[0].strip() or not row[1].strip():
             raise ValueError(f"{path}, line {number}: {len(header)} columns with a prompt and a category are expected")
-        yield TaskPrompt(row[0], row[1])
+        yield TaskPrompt(row[0].strip(), row[1])
 
 
 def _coco_val(folder: Path) -> Iterator[TaskPrompt]:
