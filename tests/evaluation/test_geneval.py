@@ -10,13 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPImageProcessorPil, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+from transformers import (
+    CLIPImageProcessorPil,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessorPil,
+    SwinConfig,
+)
 
 from softrepa_pipeline.evaluation.prompts import prompt_set
 from softrepa_pipeline.evaluation.scorers import ScorerConfig, load_scorers
 from softrepa_pipeline.evaluation.scorers.clip import Clip
-from softrepa_pipeline.evaluation.scorers.geneval_detector import KINDS, ClipColors, detections, prepare
+from softrepa_pipeline.evaluation.scorers.geneval_detector import KINDS, ClipColors, Detector, detections, prepare
 from softrepa_pipeline.evaluation.scorers.geneval_rules import (
     COLORS,
     Detection,
@@ -180,7 +187,7 @@ def test_rules_agree_with_the_embedded_worlds_truth() -> None:
     assert sum(count[False, True] for count in counts.values()) == 0
     for task in ("single_object", "two_object", "counting", "color_attribution"):
         assert counts[task][True, False] == 0
-        assert min(counts[task][True, True], counts[task][False, False]) > 10
+        assert min(counts[task][True, True], counts[task][False, False]) > 5
     # Colours: only the first of several objects of a kind is looked at. Position: a slant of more than 60° is refused.
     assert counts["colors"][True, False] < 0.03 * counts["colors"].total()
     assert counts["position"][True, False] < 0.15 * counts["position"].total()
@@ -237,6 +244,37 @@ def test_pixels_are_resized_normalised_and_padded() -> None:
     white, _ = prepare(Image.new("RGB", (32, 32), "white"))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[:, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_pixels_are_those_of_the_models_own_processor() -> None:
+    processor = Mask2FormerImageProcessorPil(size={"shortest_edge": 800, "longest_edge": 1333}, size_divisor=32)
+    image = picture(48, 72, seed=3)
+    expected = processor(images=image, return_tensors="pt").pixel_values[0]
+    pixels, inner = prepare(image)
+    assert inner == (1200, 800)
+    torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_what_is_detected_lies_where_the_masks_do(folder: Path) -> None:
+    detector = Detector(Source(str(folder)), "cpu")
+    detector.model.class_predictor.weight.mul_(40)  # fresh weights are sure of nothing
+    image = picture(64, 48)
+    found = detector.detect(image)
+    pixels, (height, width) = prepare(image)
+    output = detector.model(pixel_values=pixels[None])
+    masks = F.interpolate(output.masks_queries_logits, size=pixels.shape[1:], mode="bilinear")[0]
+    expected = []
+    for query, logits in enumerate(output.class_queries_logits[0].softmax(dim=-1)):
+        mask = F.interpolate(masks[None, query : query + 1, :height, :width], size=(48, 64), mode="bilinear")[0, 0]
+        inside = (mask > 0).numpy()
+        confidence = float(logits[:80].max()) * float(mask[mask > 0].sigmoid().mean()) if inside.any() else 0.0
+        if confidence > 0.3:
+            expected.append((KINDS[int(logits[:80].argmax())], pytest.approx(confidence, rel=1e-4), inside.sum()))
+    assert len(expected) >= 1
+    assert sorted((item.kind, item.confidence, item.mask.sum()) for item in found) == sorted(
+        expected, key=lambda item: (item[0], item[2])
+    )
 
 
 def test_detections_equal_a_plain_loop_over_queries_and_kinds() -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from evaluation.reference_models import ImageRewardModel, OpenClip, RewardMlp
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
@@ -280,6 +281,15 @@ def test_prompts_and_images_must_pair_up(clip_folder: Path, images: list[Image.I
         scorer.score(PROMPTS[:2], images)
 
 
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    save = save_file if name.endswith("safetensors") else torch.save
+    save({"weight": torch.zeros(1000)}, tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:900])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        read_tensors(tmp_path / name)
+
+
 class _Trap:
     def __reduce__(self) -> tuple:
         return (Path("/tmp/should-never-be-made").touch, ())
@@ -287,6 +297,6 @@ class _Trap:
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.zeros(1)}, "trap": _Trap()}, tmp_path / "bad.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"bad\.pt is damaged or holds more than tensors"):
         read_tensors(tmp_path / "bad.pt")
     assert not Path("/tmp/should-never-be-made").exists()

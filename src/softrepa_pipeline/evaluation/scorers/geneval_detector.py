@@ -53,11 +53,16 @@ class Detector:
         """What is seen in an RGB image with more than GenEval's least confidence."""
         pixels, (height, width) = prepare(image)
         output = self.model(pixel_values=pixels[None].to(self.device))
-        masks = F.interpolate(
-            output.masks_queries_logits.float(), size=pixels.shape[1:], mode="bilinear", align_corners=False
-        )
-        masks = F.interpolate(masks[:, :, :height, :width], size=image.size[::-1], mode="bilinear", align_corners=False)
-        return detections(output.class_queries_logits[0].float(), masks[0])
+        classes, masks = output.class_queries_logits[0].float(), output.masks_queries_logits.float()
+        sure = classes.softmax(dim=-1)[:, :-1].amax(dim=-1) > MIN_CONFIDENCE
+        if not sure.any():
+            return []
+        masks = _resized(masks[:, sure], pixels.shape[1:])[..., :height, :width]
+        return detections(classes[sure], _resized(masks, image.size[::-1])[0])
+
+
+def _resized(masks: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def prepare(image: Image.Image) -> tuple[Float[Tensor, "3 height width"], tuple[int, int]]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -96,9 +98,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A state dict from a `.safetensors` file, or from a `.pt`/`.pth` file of tensors alone.
 
     Raises:
-        UnpicklingError: a `.pt` file holds anything but tensors and plain containers.
+        ValueError: the file is damaged, or holds anything but tensors and plain containers.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or holds more than tensors; fetch it again: {error}") from error
     return state.get("state_dict", state)
