@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -101,7 +102,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: the file is damaged, or holds anything but tensors and plain containers.
     """
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state: dict[str, Any] = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        )
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged or holds more than tensors; fetch it again: {error}") from error
     return state.get("state_dict", state)
