@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,31 @@ from PIL import Image
 
 from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.evaluation.retrieval import draw_distractors, retrieval_hits
+from softrepa_pipeline.evaluation.scorers import NotMeasured, Scorer, ScorerConfig, Scores, score_images
+from softrepa_pipeline.evaluation.scorers.verifier import WorldVerifier
 from softrepa_pipeline.evaluation.statistics import overall, paired_intervals, task_means
 from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
 from softrepa_pipeline.shapes.dataset import Prompt, read_images, read_prompts
-from softrepa_pipeline.shapes.verifier import verify
 from softrepa_pipeline.soft_tokens import SoftTokens
 
 logger = logging.getLogger(__name__)
 
-# (prompts, PIL images) → one similarity an image; given by the caller, who has a CLIP.
-ClipScorer = Callable[[list[str], list[Image.Image]], np.ndarray]
+# Loaded scorers by name, and those whose weights are missing.
+Scorers = Mapping[str, Scorer | NotMeasured]
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How much is measured; guidance scales are compared on validation prompts, each model keeps its best."""
+    """How much is measured; guidance scales are compared on validation prompts, each model keeps its best.
+
+    `scorers` come on top of the exact verifier.
+    """
 
     prompts_per_task: int
     validation_prompts_per_task: int
     guidance_scales: tuple[float, ...]
     sampling: SamplingConfig
+    scorers: tuple[ScorerConfig, ...] = ()
     retrieval_images: int = 96
     retrieval_captions: int = 8
 
@@ -48,7 +53,7 @@ class Arm:
     images: np.ndarray
     verdicts: np.ndarray
     retrieval: float
-    clip_score: float
+    scores: dict[str, Scores | NotMeasured]
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,20 @@ def evaluate(
     backbone: Backbone,
     tokens: SoftTokens,
     world: Path,
-    score_clip: ClipScorer,
+    scorers: Scorers,
 ) -> Evaluation:
-    """Measure verifier accuracy, denoising retrieval and CLIP score of the base and of the base with tokens."""
+    """Measure verifier accuracy, denoising retrieval and scores of the base and of the base with tokens."""
     prompts = read_prompts(world, "test", config.prompts_per_task)
     started = time.perf_counter()
-    base = measure(config, backbone, world, score_clip, "base")
+    base = measure(config, backbone, world, scorers, "base")
     halfway = time.perf_counter()
     with add_tokens(backbone, tokens):
-        soft = measure(config, backbone, world, score_clip, "soft")
-    seconds = {"base": halfway - started, "soft": time.perf_counter() - halfway}
+        soft = measure(config, backbone, world, scorers, "soft")
+    seconds = {"base": halfway - started, "soft": time.perf_counter() - halfway, "scoring an image": _costs(base)}
     return Evaluation(prompts, base, soft, {**summarise(prompts, base, [soft]), "seconds": seconds})
 
 
-def measure(config: EvaluationConfig, backbone: Backbone, world: Path, score_clip: ClipScorer, name: str) -> Arm:
+def measure(config: EvaluationConfig, backbone: Backbone, world: Path, scorers: Scorers, name: str) -> Arm:
     """Measure the model as it stands, with whatever tokens are injected, at its own best guidance scale."""
     prompts = read_prompts(world, "test", config.prompts_per_task)
     trial_prompts = read_prompts(world, "validation", config.validation_prompts_per_task)
@@ -95,17 +100,18 @@ def measure(config: EvaluationConfig, backbone: Backbone, world: Path, score_cli
     hits = retrieval_hits(backbone, truth, captions, config.sampling.seed)
     repeated = [text for text in _texts(prompts) for _ in range(images.shape[1])]
     pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
-    clip_score = float(100 * score_clip(repeated, pictures).mean())
+    scores = score_images(scorers, repeated, pictures)
     verdicts = judge(images, prompts)
     logger.info("%s: accuracy %.3f at guidance %g", name, overall(verdicts, _tasks(prompts)), best)
-    return Arm(best, trials, images, verdicts, float(hits.mean()), clip_score)
+    return Arm(best, trials, images, verdicts, float(hits.mean()), scores)
 
 
 def judge(images: np.ndarray, prompts: list[Prompt]) -> np.ndarray:
     """Verdicts (prompts, seeds) of the exact verifier on images (prompts, seeds, height, width, 3)."""
-    return np.array(
-        [[verify(image, prompt.claim) for image in row] for row, prompt in zip(images, prompts, strict=True)]
-    )
+    verifier = WorldVerifier(ScorerConfig("verifier"), {prompt.text: prompt.claim for prompt in prompts})
+    repeated = [text for text in _texts(prompts) for _ in range(images.shape[1])]
+    pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
+    return verifier.score(repeated, pictures).reshape(images.shape[:2]).astype(bool)
 
 
 def summarise(prompts: list[Prompt], base: Arm, soft: list[Arm]) -> dict[str, Any]:
@@ -124,8 +130,28 @@ def summarise(prompts: list[Prompt], base: Arm, soft: list[Arm]) -> dict[str, An
         "guidance": {"base": base.guidance, "soft": [arm.guidance for arm in soft]},
         "validation": {"base": _by_guidance(base), "soft": [_by_guidance(arm) for arm in soft]},
         "retrieval": {"base": base.retrieval, "soft": float(np.mean([arm.retrieval for arm in soft]))},
-        "clip_score": {"base": base.clip_score, "soft": float(np.mean([arm.clip_score for arm in soft]))},
+        "scores": {name: _compare_scores(base, soft, name, tasks) for name in base.scores},
     }
+
+
+def _compare_scores(base: Arm, soft: list[Arm], name: str, tasks: list[str]) -> dict[str, Any]:
+    """One scorer's means over tasks and the paired interval of the difference, or why it was not measured."""
+    results = [arm.scores[name] for arm in (base, *soft)]
+    measured = [result for result in results if isinstance(result, Scores)]
+    if len(measured) < len(results):
+        return {"not_measured": next(result.reason for result in results if isinstance(result, NotMeasured))}
+    before, *after = (result.values.reshape(len(tasks), -1) for result in measured)
+    values = np.concatenate(after, axis=1)
+    return {
+        "model": measured[0].model,
+        "base": overall(before, tasks),
+        "soft": overall(values, tasks),
+        "delta": asdict(paired_intervals(before, values, tasks)[0]),
+    }
+
+
+def _costs(arm: Arm) -> dict[str, float]:
+    return {name: result.seconds_per_image for name, result in arm.scores.items() if isinstance(result, Scores)}
 
 
 def _by_guidance(arm: Arm) -> dict[str, float]:

@@ -19,12 +19,18 @@ _SIDE = 128
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """Base against soft tokens by task, with 95 % intervals of the difference, in percent."""
+    """Base against soft tokens by task, in percent, then by scorer; with 95 % intervals of the difference."""
     lines = [f"{'task':<18}{'base':>7}{'soft':>7}   difference [95 % interval]"]
     for task in (*summary["delta"]["tasks"], "overall"):
         row = _row(summary, task)
         interval = "{mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**row["delta"])
         lines.append(f"{row['task']:<18}{row['base']:>7.1f}{row['soft']:>7.1f}   {interval}")
+    for name, score in summary["scores"].items():
+        if "not_measured" in score:
+            lines.append(f"{name:<18}not measured: {score['not_measured']}")
+            continue
+        interval = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**score["delta"])
+        lines.append(f"{name:<18}{score['base']:>7.2f}{score['soft']:>7.2f}   {interval}")
     return "\n".join(lines)
 
 

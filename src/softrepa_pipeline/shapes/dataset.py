@@ -116,6 +116,12 @@ def read_prompts(folder: Path, split: Split, per_task: int | None = None) -> lis
     return [prompt for task in TASKS for prompt in by_task[task][:per_task]]
 
 
+def claims_of(folder: Path) -> dict[str, Claim]:
+    """What each validation and test prompt claims."""
+    splits: tuple[Split, ...] = ("validation", "test")
+    return {prompt.text: prompt.claim for split in splits for prompt in read_prompts(folder, split)}
+
+
 def claim_from_dict(values: dict[str, Any]) -> Claim:
     return Claim(**{**values, "objects": tuple(ObjectClaim(**item) for item in values["objects"])})
 

@@ -11,7 +11,6 @@ def create_pipeline() -> Pipeline:
         "soft_tokens",
         "world",
         "params:model",
-        "params:clip",
         "params:evaluation",
         "params:sampling",
         "params:folders.report",

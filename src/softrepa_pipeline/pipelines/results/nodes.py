@@ -13,10 +13,10 @@ from softrepa_pipeline import tracking
 from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation import EvaluationConfig, format_table, measure, results_page, summarise
+from softrepa_pipeline.evaluation.scorers import load_scorers
 from softrepa_pipeline.inference import add_tokens
-from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
-from softrepa_pipeline.shapes.dataset import read_prompts
+from softrepa_pipeline.shapes.dataset import claims_of, read_prompts
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import write_json
 
@@ -28,7 +28,6 @@ def measure_results(
     negatives: dict[str, Any],
     world: dict[str, Any],
     model: dict[str, Any],
-    clip: dict[str, Any],
     fit: dict[str, Any],
     execution: dict[str, Any],
     sampling: dict[str, Any],
@@ -42,9 +41,9 @@ def measure_results(
     settings = {**sampling["settings"], "seeds_per_prompt": parameters["seeds_per_prompt"]}
     config = build(EvaluationConfig, {**parameters["evaluation"], "sampling": settings}, "results.evaluation")
     backbone = load_backbone(build(ModelConfig, model, "model"))
-    score_clip = ClipEncoder(clip["model"], clip["device"]).similarity
+    scorers = load_scorers(config.scorers, claims_of(Path(world["folder"])))
     prompts = read_prompts(Path(world["folder"]), "test", config.prompts_per_task)
-    base = measure(config, backbone, Path(world["folder"]), score_clip, "base")
+    base = measure(config, backbone, Path(world["folder"]), scorers, "base")
     summaries = {}
     for objective in parameters["objectives"]:
         trainings, seconds = {}, []
@@ -59,7 +58,7 @@ def measure_results(
         arms = []
         for seed, tokens in trainings.items():
             with add_tokens(backbone, tokens):
-                arms.append(measure(config, backbone, Path(world["folder"]), score_clip, f"{objective}, seed {seed}"))
+                arms.append(measure(config, backbone, Path(world["folder"]), scorers, f"{objective}, seed {seed}"))
         summaries[objective] = {**summarise(prompts, base, arms), "seconds": {"training": sum(seconds) / len(seconds)}}
         logger.info("%s, %s\n\n%s\n", model["family"], objective, format_table(summaries[objective]))
     results = {

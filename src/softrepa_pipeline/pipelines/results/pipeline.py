@@ -11,7 +11,6 @@ def create_pipeline() -> Pipeline:
         "negatives",
         "world",
         "params:model",
-        "params:clip",
         "params:fit",
         "params:execution",
         "params:sampling",
