@@ -188,7 +188,7 @@ def test_attributes_and_numbers_of_two_things_change_places() -> None:
 def test_two_things_change_places_where_that_contradicts() -> None:
     assert only("A man riding a horse", "swap_object") == "A horse riding a man"
     assert only("Two cups on the red table", "swap_object") == "The red table on two cups"
-    assert "a woman wearing a tie beside a man" in edits("a man wearing a tie beside a woman", "swap_object")
+    assert only("a man wearing red gloves beside a woman", "swap_object") == "a woman wearing red gloves beside a man"
     for caption in ("a cat and a dog", "a cat next to a dog", "a man with a woman", "a man sitting in front of a cake"):
         assert edits(caption, "swap_object") == set()
 
@@ -205,16 +205,12 @@ def test_what_other_captions_of_the_image_say_is_not_put_in() -> None:
 
 def test_only_words_of_the_data_set_are_put_in() -> None:
     editor = CaptionEditor(["two red cups left of a blue box", "three cups", "right"])
-    assert {edit.text for edit in editor.edits("two red cups left of a blue box")} == {
-        "three red cups left of a blue box",
-        "two red cups left of two blue boxes",
-        "two blue cups left of a blue box",
-        "two red cups left of a red box",
-        "two red cups right of a blue box",
-        "two blue cups left of a red box",
-        "a blue box left of two red cups",
-        "a red cup left of two blue boxes",
-    }
+    made = editor.edits("two red cups left of a blue box")
+    assert [edit.kind for edit in made] == [
+        *("replace_number", "replace_colour", "replace_relation", "swap_attribute", "swap_object"),
+    ]
+    known = {"two", "three", "red", "blue", "cups", "cup", "left", "right", "of", "a", "box", "boxes"}
+    assert all(known.issuperset(edit.text.split()) for edit in made)
     assert CaptionEditor(["a small dog"]).edits("a small dog") == []
 
 

@@ -27,12 +27,13 @@ class WordChoice:
     def one_of(self, options: Sequence[str]) -> str | None:
         """One of the options that the data set uses and that no other caption of the image says."""
         return self.opposite(
-            [option for option in self._shuffled(options) if not self._avoided.issuperset(option.split())]
+            [option for option in self.shuffled(options) if not self._avoided.issuperset(option.split())]
         )
 
     def opposite(self, options: Sequence[str]) -> str | None:
         """One of the options that the data set uses; what they contradict excludes them, whatever others say."""
-        return next((option for option in self._shuffled(options) if self._used.issuperset(option.split())), None)
+        return next((option for option in self.shuffled(options) if self._used.issuperset(option.split())), None)
 
-    def _shuffled(self, options: Sequence[str]) -> list[str]:
+    def shuffled(self, options: Sequence[str]) -> list[str]:
+        """All options, in an order drawn for the caption and the kind of edit."""
         return [options[i] for i in self._rng.permutation(len(options))]

@@ -41,18 +41,22 @@ class CaptionEditor:
         self._used = {form for caption in captions for form in _said(caption)}
 
     def edits(self, caption: str, others: Sequence[str] = ()) -> list[Edit]:
-        """Every edit of a caption, the same whenever it is made.
+        """At most one edit of each kind, the same whenever it is made, so that no kind outnumbers the others.
 
         `others` are further captions of the same image: no edit equals one of them, and the colours, numbers and
         things that only they name are not put in, as the image may well show them.
         """
         sentence = Sentence(caption)
         elsewhere = {form for other in others for form in _said(other)} - _said(caption)
-        made: dict[str, Edit] = {}
+        known = {caption, *others}
+        made = []
         for kind, rule in RULES.items():
-            for text in rule(sentence, WordChoice(self._used, elsewhere, f"{kind} of {caption}")):
-                made.setdefault(text, Edit(text, kind))
-        return [edit for text, edit in made.items() if text != caption and text not in others]
+            choice = WordChoice(self._used, elsewhere, f"{kind} of {caption}")
+            texts = [text for text in rule(sentence, choice) if text not in known]
+            if texts:
+                made.append(Edit(choice.shuffled(texts)[0], kind))
+                known.add(made[-1].text)
+        return made
 
 
 # The captions of an image are edited one after another, each beside all others.
