@@ -20,7 +20,7 @@ CLIP = str(Path(__file__).parents[2] / "data/06_models/embedded/clip")
 @pytest.fixture(scope="module")
 def scenes() -> list[CaptionedScene]:
     rng = np.random.default_rng(0)
-    return [draw_captioned("train", 0.0, rng) for _ in range(384)]
+    return [draw_captioned("train", 0.0, rng) for _ in range(192)]
 
 
 def false_share(scenes: list[CaptionedScene], config: MineConfig, folder: Path) -> float:
@@ -38,6 +38,7 @@ def false_share(scenes: list[CaptionedScene], config: MineConfig, folder: Path) 
     return float(np.mean(verdicts))
 
 
+@pytest.mark.slow
 def test_guards_and_margin_leave_few_false_negatives(scenes: list[CaptionedScene], tmp_path: Path) -> None:
     unguarded = MineConfig(CLIP, caption_to_caption=Policy(relative_margin=None), guards=Guards(2, 2, 2))
     guarded = MineConfig(CLIP, caption_to_caption=Policy(relative_margin=None))
