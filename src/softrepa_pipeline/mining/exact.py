@@ -21,12 +21,19 @@ def exact_neighbors(vectors: np.ndarray, queries: np.ndarray, count: int) -> Ite
     are taken, and what the neighbours of one block of queries need.
     """
     count = min(count, len(vectors))
+    # One buffer for every product: fresh pages would cost half as much time as the product itself.
+    buffer = torch.empty(min(QUERIES_AT_ONCE, len(queries)) * min(VECTORS_AT_ONCE, len(vectors)))
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         block = _tensor(queries[start : start + QUERIES_AT_ONCE])
-        best = [_block_neighbors(block, vectors, first, count) for first in range(0, len(vectors), VECTORS_AT_ONCE)]
-        scores, rows = torch.cat([part[0] for part in best], dim=1), torch.cat([part[1] for part in best], dim=1)
-        top = scores.topk(count, dim=1)
-        yield top.values.numpy(), rows.gather(1, top.indices).numpy()
+        best, rows = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
+        for first in range(0, len(vectors), VECTORS_AT_ONCE):
+            part = _tensor(vectors[first : first + VECTORS_AT_ONCE])
+            scores = torch.mm(block, part.T, out=buffer[: len(block) * len(part)].view(len(block), len(part)))
+            found, places = _top(scores, count)
+            united, united_rows = torch.cat([best, found], 1), torch.cat([rows, places + first], 1)
+            best, kept = united.topk(min(count, united.shape[1]), dim=1)
+            rows = united_rows.gather(1, kept)
+        yield best.numpy(), rows.numpy()
 
 
 def _tensor(part: np.ndarray) -> Tensor:
@@ -35,13 +42,8 @@ def _tensor(part: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
 
 
-def _block_neighbors(queries: Tensor, vectors: np.ndarray, first: int, count: int) -> tuple[Tensor, Tensor]:
-    scores = queries @ _tensor(vectors[first : first + VECTORS_AT_ONCE]).T
-    return _top(scores, count, first)
-
-
-def _top(scores: Tensor, count: int, first: int) -> tuple[Tensor, Tensor]:
-    """The highest of each row of scores (queries, rows).
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest of each row of scores (queries, vectors), and where they are.
 
     The best `count` lie in the `count` groups with the highest maxima: finding those reads every score once, in order,
     and leaves few to sort.
@@ -49,7 +51,7 @@ def _top(scores: Tensor, count: int, first: int) -> tuple[Tensor, Tensor]:
     num_groups = scores.shape[1] // _GROUP
     if num_groups <= 2 * count:
         top = scores.topk(min(count, scores.shape[1]), dim=1)
-        return top.values, top.indices + first
+        return top.values, top.indices
     grouped = scores[:, : num_groups * _GROUP].unflatten(1, (num_groups, _GROUP))
     groups = grouped.amax(dim=2).topk(count, dim=1, sorted=False).indices
     inside = grouped.gather(1, groups[..., None].expand(-1, -1, _GROUP)).flatten(1)
@@ -57,4 +59,4 @@ def _top(scores: Tensor, count: int, first: int) -> tuple[Tensor, Tensor]:
     rest = torch.arange(num_groups * _GROUP, scores.shape[1]).expand(len(scores), -1)
     candidates, rows = torch.cat([inside, scores[:, num_groups * _GROUP :]], 1), torch.cat([rows, rest], 1)
     top = candidates.topk(count, dim=1)
-    return top.values, rows.gather(1, top.indices) + first
+    return top.values, rows.gather(1, top.indices)
