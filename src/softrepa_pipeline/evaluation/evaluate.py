@@ -98,9 +98,7 @@ def measure(config: EvaluationConfig, backbone: Backbone, world: Path, scorers: 
     distractors = draw_distractors(truth, truth_prompts, config.retrieval_captions - 1, config.sampling.seed)
     captions = [[prompt.text, *others] for prompt, others in zip(truth_prompts, distractors, strict=True)]
     hits = retrieval_hits(backbone, truth, captions, config.sampling.seed)
-    repeated = [text for text in _texts(prompts) for _ in range(images.shape[1])]
-    pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
-    scores = score_images(scorers, repeated, pictures)
+    scores = score_images(scorers, *_flat(prompts, images))
     verdicts = judge(images, prompts)
     logger.info("%s: accuracy %.3f at guidance %g", name, overall(verdicts, _tasks(prompts)), best)
     return Arm(best, trials, images, verdicts, float(hits.mean()), scores)
@@ -109,9 +107,13 @@ def measure(config: EvaluationConfig, backbone: Backbone, world: Path, scorers: 
 def judge(images: np.ndarray, prompts: list[Prompt]) -> np.ndarray:
     """Verdicts (prompts, seeds) of the exact verifier on images (prompts, seeds, height, width, 3)."""
     verifier = WorldVerifier(ScorerConfig("verifier"), {prompt.text: prompt.claim for prompt in prompts})
-    repeated = [text for text in _texts(prompts) for _ in range(images.shape[1])]
-    pictures = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
-    return verifier.score(repeated, pictures).reshape(images.shape[:2]).astype(bool)
+    return verifier.score(*_flat(prompts, images)).reshape(images.shape[:2]).astype(bool)
+
+
+def _flat(prompts: list[Prompt], images: np.ndarray) -> tuple[list[str], list[Image.Image]]:
+    """One prompt an image, and the images (prompts, seeds, height, width, 3) in that order."""
+    texts = [text for text in _texts(prompts) for _ in range(images.shape[1])]
+    return texts, [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
 
 
 def summarise(prompts: list[Prompt], base: Arm, soft: list[Arm]) -> dict[str, Any]:
