@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones import Backbone
-from softrepa_pipeline.evaluation.editing import Captions, EditConfig, edit, native_side, reconstruct
-from softrepa_pipeline.evaluation.editing.edit import to_pixels
+from softrepa_pipeline.evaluation.editing import Captions, EditConfig, edit, native_side
+from softrepa_pipeline.evaluation.editing.edit import reconstruct, to_pixels
 from softrepa_pipeline.evaluation.editing.features import first_for_all, shared_modules
 from softrepa_pipeline.evaluation.editing.flow import flow_edit
 from softrepa_pipeline.evaluation.editing.guidance import encode
