@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones import Backbone
-from softrepa_pipeline.evaluation.editing import Captions, EditConfig, edit, native_side, reconstruct
-from softrepa_pipeline.evaluation.editing.edit import to_pixels
+from softrepa_pipeline.evaluation.editing import Captions, EditConfig, edit, native_side
+from softrepa_pipeline.evaluation.editing.edit import reconstruct, to_pixels
 from softrepa_pipeline.evaluation.editing.features import first_for_all, shared_modules
 from softrepa_pipeline.evaluation.editing.flow import flow_edit
 from softrepa_pipeline.evaluation.editing.guidance import encode
@@ -111,21 +111,21 @@ def test_sampling_after_inversion_is_the_stock_ddim_pipeline(unet: Backbone, gui
 def test_inversion_and_sampling_with_the_same_caption_reconstruct_the_better_the_more_steps(unet: Backbone) -> None:
     source = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     same, errors = [Captions(EDITS[0].source, EDITS[0].source)], []
-    for num_steps in (3, 12, 48):
+    for num_steps in (2, 8, 32):
         config = replace(DDIM, num_steps=num_steps, target_guidance=1.0)
         errors.append(float((edit_by_inversion(unet, source, same, config) - source).norm() / source.norm()))
     assert errors[0] > 1.5 * errors[1] > 1.5**2 * errors[2]
-    assert errors[2] < 0.1
-    pnp = edit_by_inversion(unet, source, same, replace(PNP, num_steps=12, target_guidance=1.0))
+    assert errors[2] < 0.15
+    pnp = edit_by_inversion(unet, source, same, replace(PNP, num_steps=8, target_guidance=1.0))
     assert (pnp - source).norm() / source.norm() < errors[0]
 
 
-@pytest.mark.parametrize("config", [FLOW, DDIM, PNP], ids=["flowedit", "ddim", "pnp"])
+@pytest.mark.parametrize("config", [FLOW, PNP], ids=["flowedit", "pnp"])
 def test_edits_depend_on_seed_and_captions_but_not_on_the_batch(
     config: EditConfig, model_folders: dict[str, Path]
 ) -> None:
     family = "sd3" if config.method == "flowedit" else "sdxl"
-    backbone = load(model_folders[family], family)
+    backbone, config = load(model_folders[family], family), replace(config, num_steps=2, start_step=0)
     sources = images(3)
     edited = edit(backbone, sources, EDITS, config)
     np.testing.assert_array_equal(edit(backbone, sources, EDITS, config), edited)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from softrepa_pipeline.mining import Captioned, Guards, MineConfig, Policy, mine
+from softrepa_pipeline.mining import Captioned, Embeddings, Guards, MineConfig, Policy, mine
 from softrepa_pipeline.shapes.captions import CaptionedScene, draw_captioned
 from softrepa_pipeline.shapes.claims import is_true
 from softrepa_pipeline.shapes.scene import render
@@ -24,10 +24,9 @@ def scenes() -> list[CaptionedScene]:
 
 
 def false_share(scenes: list[CaptionedScene], config: MineConfig, folder: Path) -> float:
-    pairs = [
-        Captioned(str(row), Image.fromarray(render(item.scene)), (item.caption,)) for row, item in enumerate(scenes)
-    ]
-    mine(config, pairs, len(pairs), folder)
+    pairs = [Captioned(f"{row:032x}", (item.caption,)) for row, item in enumerate(scenes)]
+    images = [Image.fromarray(render(item.scene)) for item in scenes]
+    mine(config, pairs, Embeddings(CLIP, folder / "clip", lambda places: (images[p] for p in places)), folder)
     claims = {item.caption: item.claim for item in scenes}
     rows = pq.read_table(folder / "negatives.parquet").to_pylist()
     verdicts = [

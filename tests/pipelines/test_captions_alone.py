@@ -16,4 +16,4 @@ def test_training_on_captions_alone_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     pairs = ingest_folder(tmp_path / "captions.jsonl", tmp_path / "out")
     with pytest.raises(ValueError, match=r"out holds captions without images, which can be mined but not trained on"):
-        fit_tokens(pairs, {}, {}, {}, {}, {}, {}, force=False)
+        fit_tokens(pairs, {}, {}, {}, {}, {}, {}, {}, {}, force=False)

@@ -131,17 +131,18 @@ def _summarise(
             "kept": _interval(soft.kept, kinds, base.kept),
         }
         points.append(point)
-    curves = [
-        Curve(*(np.stack([getattr(own, name) for own in outcomes[arm].values()]) for name in ("success", "kept")))
-        for arm in ARMS
-    ]
+    curves = {arm: _curve(list(outcomes[arm].values())) for arm in ARMS}
     return {
         "settings": asdict(config.settings),
         "num_edits": len(edits),
         "autoencoder": {"success": float(ceiling.success.mean()), "kept": float(ceiling.kept.mean())},
         "points": points,
-        "front": front_gains(*curves, kinds, config.start_steps),
+        "front": front_gains(curves["base"], curves["soft"], kinds, config.start_steps),
     }
+
+
+def _curve(outcomes: list[Outcome]) -> Curve:
+    return Curve(np.stack([own.success for own in outcomes]), np.stack([own.kept for own in outcomes]))
 
 
 def _interval(values: np.ndarray, kinds: list[str], against: np.ndarray | None = None) -> dict[str, Any]:

@@ -57,9 +57,9 @@ _EMBEDDED_FLOW = EditConfig("flowedit", 16, 2, source_guidance=3.0, target_guida
 _EMBEDDED_PLUG_AND_PLAY = EditConfig("pnp", 16, 2, source_guidance=1.0, target_guidance=4.5, batch_size=30)
 _PLUG_AND_PLAY = EditConfig("pnp", num_steps=50, start_step=0, source_guidance=1.0, target_guidance=7.5)
 
-# (preset, family, with soft tokens). The embedded ones were chosen on edits of the validation split. FlowEdit takes 33
-# of SD3's 50 steps (arXiv 2412.08629); SoftREPA takes 30, with target guidance 9 of v + g (v − v_null), which is 10 as
-# written here. PnP: arXiv 2211.12572.
+# (preset, family, with soft tokens). FlowEdit takes 33 of SD3's 50 steps (arXiv 2412.08629); SoftREPA takes 30, with
+# target guidance 9 of v + g (v − v_null), which is 10 as written here. PnP: arXiv 2211.12572. The embedded settings:
+# docs/editing.md.
 PRESETS: dict[tuple[str, str, bool], EditConfig] = {
     ("embedded", "sd3", False): _EMBEDDED_FLOW,
     ("embedded", "sd3", True): _EMBEDDED_FLOW,

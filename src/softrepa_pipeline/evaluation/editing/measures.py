@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,9 @@ def structural_similarity(source: np.ndarray, edited: np.ndarray) -> np.ndarray:
     """SSIM of each pair of images: window 11, σ = 1.5, edges mirrored."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    pair = (_unit_range(images) for images in (edited, source))
-    return structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(-1).numpy()
+    first, second = _unit_range(edited), _unit_range(source)
+    found: Any = structural_similarity_index_measure(first, second, data_range=1.0, reduction="none")
+    return found.reshape(-1).numpy()
 
 
 def perceptual_distance(source: np.ndarray, edited: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from softrepa_pipeline.evaluation.editing.compare import ARMS, Comparison
 _EDITS_PER_KIND = 4
 _SIDE = 96
 _COLORS = {"base": "#5a6472", "soft": "#1a66c2"}
+_LABEL_OFFSETS = {"base": (-10, -12), "soft": (4, 5)}
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -66,7 +67,7 @@ def draw_front(summary: dict[str, Any]) -> Figure:
             elinewidth=0.7,
         )
         for point, x, y in zip(summary["points"], kept[0], 100 * success[0], strict=True):
-            axes.annotate(str(point["start_step"]), (x, y), (4, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(str(point["start_step"]), (x, y), _LABEL_OFFSETS[arm], textcoords="offset points", fontsize=8)
     axes.axvline(summary["autoencoder"]["kept"], color="#b8c0cc", linestyle="--", label="autoencoder alone")
     axes.set(xlabel="background kept: PSNR where nothing may change (dB)", ylabel="target caption true (%)")
     axes.set_ylim(bottom=0)

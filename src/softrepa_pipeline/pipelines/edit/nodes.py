@@ -53,7 +53,8 @@ def compare_edits(
     tokens, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
     model_config = build(ModelConfig, model, "model")
     inputs = {"tokens": source_digest(soft_tokens["file"]), "model": source_digest(model_config.base)}
-    work = Path(folders["edits"]) / Stage("edit", Path(folders["edits"]), inputs, config, _CODE).fingerprint
+    inputs |= {"dtype": model_config.dtype, "edits_per_kind": str(config.edits_per_kind)}
+    work = Path(folders["edits"]) / Stage("edit", Path(folders["edits"]), inputs, settings, _CODE).fingerprint
     if force:
         shutil.rmtree(work, ignore_errors=True)
     score_clip = ClipEncoder(clip["model"], clip["device"]).similarity
