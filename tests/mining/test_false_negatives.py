@@ -20,7 +20,7 @@ CLIP = str(Path(__file__).parents[2] / "data/06_models/embedded/clip")
 @pytest.fixture(scope="module")
 def scenes() -> list[CaptionedScene]:
     rng = np.random.default_rng(0)
-    return [draw_captioned("train", 0.0, rng) for _ in range(192)]
+    return [draw_captioned("train", 0.0, rng) for _ in range(384)]
 
 
 def false_share(scenes: list[CaptionedScene], config: MineConfig, folder: Path) -> float:
@@ -30,19 +30,19 @@ def false_share(scenes: list[CaptionedScene], config: MineConfig, folder: Path) 
     claims = {item.caption: item.claim for item in scenes}
     rows = pq.read_table(folder / "negatives.parquet").to_pylist()
     verdicts = [
-        is_true(claims[caption], item.scene.things, item.scene.background)
-        for item, row in zip(scenes, rows, strict=True)
+        is_true(claims[caption], scene.things, scene.background)
+        for row in rows
+        for scene in [scenes[int(row["image_id"], 16)].scene]
         for caption in row["negatives"]
     ]
     return float(np.mean(verdicts))
 
 
-@pytest.mark.slow
 def test_guards_and_margin_leave_few_false_negatives(scenes: list[CaptionedScene], tmp_path: Path) -> None:
-    unguarded = MineConfig(CLIP, caption_to_caption=Policy(relative_margin=None), guards=Guards(2, 2, 2))
+    unguarded = MineConfig(CLIP, caption_to_caption=Policy(relative_margin=None), guards=Guards(2, 2, 2, None))
     guarded = MineConfig(CLIP, caption_to_caption=Policy(relative_margin=None))
     before, without_margin = (false_share(scenes, config, tmp_path) for config in (unguarded, guarded))
     both = false_share(scenes, MineConfig(CLIP), tmp_path)
     assert before > 0.25
     assert without_margin < before / 2
-    assert both < 0.03
+    assert both < 0.03  # of few captions those that are left are nearer; of 4 096 images 0.75 % (docs/LOG.md)

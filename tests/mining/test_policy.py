@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,9 @@ from softrepa_pipeline.mining import Corpus, Guards, Policy
 from softrepa_pipeline.mining.corpus import gather
 from softrepa_pipeline.mining.index import NeighborIndex
 from softrepa_pipeline.mining.neighbors import Indexes, anchors
-from softrepa_pipeline.mining.policy import Candidates, Choice, choose
+from softrepa_pipeline.mining.policy import Anchor, Candidates, Choice, choose
 
-OFF = Guards(max_word_overlap=2, max_text_similarity=2, max_image_similarity=2)
+OFF = Guards(max_word_overlap=2, max_text_similarity=2, max_image_similarity=2, max_fit=None)
 
 
 def at(*cosines: float) -> np.ndarray:
@@ -93,9 +95,9 @@ def test_near_duplicate_texts_are_left_out() -> None:
     cosines = {"a man on a wave": 0.9, "on a wave a man": 0.4, "a man on a horse": 0.3, "surfing": 0.895}
     corpus = corpus_of(cosines, owners=[["a man on a wave"], ["on a wave a man"], ["a man on a horse"], ["surfing"]])
     policy = Policy(relative_margin=None)
-    assert chosen(corpus, policy, Guards(max_text_similarity=2))[0] == ["surfing", "a man on a horse"]
-    assert chosen(corpus, policy, Guards(0.6, 2))[0] == ["surfing"]
-    captions, choice = chosen(corpus, policy, Guards(2, 0.999))
+    assert chosen(corpus, policy, Guards(max_text_similarity=2, max_fit=None))[0] == ["surfing", "a man on a horse"]
+    assert chosen(corpus, policy, Guards(0.6, 2, max_fit=None))[0] == ["surfing"]
+    captions, choice = chosen(corpus, policy, Guards(2, 0.999, max_fit=None))
     assert captions == ["on a wave a man", "a man on a horse"]
     assert list(choice.rejected) == ["own text", "near-duplicate text"]
 
@@ -104,9 +106,9 @@ def test_captions_of_near_duplicate_images_are_left_out() -> None:
     cosines = {"own": 0.9, "shared": 0.5, "twin's": 0.4, "like the twin's": 0.39, "far": 0.1}
     owners = [["own"], ["twin's", "shared"], ["far", "shared"], ["like the twin's"]]
     corpus = corpus_of(cosines, images=at(1.0, 0.95, 0.2, 0.1), owners=owners)
-    assert chosen(corpus, Policy(), Guards(2, 0.99, 0.9))[0] == ["far"]
-    assert chosen(corpus, Policy(), Guards(2, 0.99995, 0.9))[0] == ["like the twin's", "far"]
-    assert chosen(corpus, Policy(), Guards(2, 0.99, 0.96))[0] == ["shared", "twin's", "like the twin's", "far"]
+    assert chosen(corpus, Policy(), Guards(2, 0.99, 0.9, None))[0] == ["far"]
+    assert chosen(corpus, Policy(), Guards(2, 0.99995, 0.9, None))[0] == ["like the twin's", "far"]
+    assert chosen(corpus, Policy(), Guards(2, 0.99, 0.96, None))[0] == ["shared", "twin's", "like the twin's", "far"]
 
 
 def test_guards_look_past_what_they_reject() -> None:
@@ -115,7 +117,7 @@ def test_guards_look_past_what_they_reject() -> None:
     cosines = {f"twin {word}": 0.5 - number / 1e4 for number, word in enumerate(words)} | {"own": 0.9, "true one": 0.1}
     twins = [caption for caption in cosines if caption.startswith("twin")]
     corpus = corpus_of(cosines, images=at(1.0, 1.0, 0.0), owners=[["own"], twins, ["true one"]])
-    captions, choice = chosen(corpus, Policy(num_negatives=1), Guards(max_text_similarity=0.999))
+    captions, choice = chosen(corpus, Policy(num_negatives=1), Guards(max_text_similarity=0.999, max_fit=None))
     assert captions == ["true one"]
     assert len(choice.rejected["near-duplicate image"].rows) == 200
 
@@ -148,3 +150,23 @@ def test_without_images_margins_are_taken_from_the_own_captions() -> None:
 def test_wrong_settings_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(**values)  # type: ignore[arg-type]
+
+
+def test_captions_that_fit_the_image_as_true_ones_do_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(200, 32)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    texts = np.concatenate([images, images + 0.05 * rng.normal(size=images.shape).astype(np.float32)])
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    captions = [f"own{row}" for row in range(200)] + [f"as true of {row}" for row in range(200)]
+    corpus = Corpus([str(row) for row in range(200)], [np.array([row]) for row in range(200)], captions, texts, images)
+    policy, fitting = Policy(num_negatives=400, relative_margin=None), replace(OFF, max_fit=3.0)
+    for image in (0, 7):
+        found = np.argsort(-images[image] @ texts.T)
+        candidates = Candidates(found, (images[image] @ texts.T)[found])
+        anchor = Anchor(image, np.empty(0, int))
+        free = choose(policy, OFF, corpus, anchor, candidates, rng)
+        guarded = choose(policy, fitting, corpus, anchor, candidates, rng)
+        assert 200 + image in free.negatives.rows
+        assert set(free.negatives.rows) - set(guarded.negatives.rows) == {200 + image}
+        assert guarded.rejected["fits the image"].rows.tolist() == [200 + image]

@@ -11,6 +11,11 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from softrepa_pipeline.randomness import numpy_generator
+
+_SAMPLE = 1024  # others that an image and a caption are compared with: the deviation is then known to 2 %
+_BLOCK = 65536  # rows at once: bounds the memory
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -49,6 +54,29 @@ class Corpus:
             return texts @ _float32(self.images[image])
         return (texts @ _float32(self.texts[self.own[image]]).T).max(axis=1)
 
+    def fits(self, image: int, rows: np.ndarray) -> np.ndarray:
+        """How well captions fit an image, whatever CLIP and data set, (rows,): about 0 for a caption of another image.
+
+        The cosine of the two in deviations above that of the image with other captions, and of the caption with other
+        images, averaged. Nine of ten captions that are true of an image have 1.3 or more on the embedded world.
+        """
+        by_image, by_caption = self._typical
+        similarity = self.scores(image, rows)
+        above_captions = (similarity - by_image[image, 0]) / by_image[image, 1]
+        above_images = (similarity - by_caption[rows, 0]) / by_caption[rows, 1]
+        return (above_captions + above_images) / 2
+
+    @cached_property
+    def _typical(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of the cosine of each image with captions (images, 2), of each caption with images."""
+        assert self.images is not None, "captions without images fit nothing"
+        rng = numpy_generator(0, "typical cosines")
+        captions, images = (
+            vectors[np.sort(rng.choice(len(vectors), min(len(vectors), _SAMPLE), replace=False))]
+            for vectors in (self.texts, self.images)
+        )
+        return _moments(self.images, captions), _moments(self.texts, images)
+
     def positive(self, image: int) -> float:
         """How well an image's own captions fit it: the best cosine with the image.
 
@@ -82,6 +110,15 @@ def gather(captions: Iterable[tuple[str, ...]]) -> tuple[list[str], list[np.ndar
 def words_of(caption: str) -> list[str]:
     """A caption's words, whatever their case and what stands between them."""
     return re.findall(r"\w+", unicodedata.normalize("NFKC", caption).casefold())
+
+
+def _moments(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Mean and deviation (vectors, 2) of each vector's similarity with others."""
+    parts = []
+    for start in range(0, len(vectors), _BLOCK):
+        similarity = _float32(vectors[start : start + _BLOCK]) @ _float32(others).T
+        parts.append(np.stack([similarity.mean(axis=1), similarity.std(axis=1) + 1e-6], axis=1))
+    return np.concatenate(parts)
 
 
 def _float32(vectors: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from softrepa_pipeline.mining.corpus import Corpus
 OWN, REPEATED = "own text", "repeated text"
 MAX_SCORE, MIN_SCORE = "max_score", "min_score"
 ABSOLUTE, RELATIVE = "absolute_margin", "relative_margin"
-TEXT, IMAGE = "near-duplicate text", "near-duplicate image"
-RULES = (OWN, MAX_SCORE, ABSOLUTE, RELATIVE, MIN_SCORE, REPEATED, TEXT, IMAGE)
+TEXT, IMAGE, FIT = "near-duplicate text", "near-duplicate image", "fits the image"
+RULES = (OWN, MAX_SCORE, ABSOLUTE, RELATIVE, MIN_SCORE, REPEATED, TEXT, IMAGE, FIT)
 _CHECKED_AT_ONCE = 64
 
 
@@ -76,12 +76,14 @@ class Guards:
 
     Near-duplicate text: `max_word_overlap` (shared words of all words, Jaccard) or `max_text_similarity` (cosine) is
     reached with one of the image's own captions. Near-duplicate image: `max_text_similarity` is reached with a caption
-    of an image whose cosine with the anchor image reaches `max_image_similarity`.
+    of an image whose cosine with the anchor image reaches `max_image_similarity`. Fits the image: it does so as well as
+    captions that are true, by `max_fit` (mining/corpus.py); null judges by margins alone.
     """
 
     max_word_overlap: float = 0.9
     max_text_similarity: float = 0.95
     max_image_similarity: float = 0.9
+    max_fit: float | None = 1.0
 
     def __post_init__(self) -> None:
         for name in ("max_word_overlap", "max_text_similarity", "max_image_similarity"):
@@ -94,6 +96,8 @@ class Guards:
         yield TEXT, self._share_words(corpus, own, rows) | self._say_the_same(corpus, own, rows)
         if len(anchor.akin):
             yield IMAGE, self._say_the_same(corpus, anchor.akin, rows)
+        if self.max_fit is not None and corpus.images is not None:
+            yield FIT, corpus.fits(anchor.image, rows) >= self.max_fit
 
     def _share_words(self, corpus: Corpus, own: np.ndarray, rows: np.ndarray) -> np.ndarray:
         words, own_words = corpus.words[rows], corpus.words[own]
