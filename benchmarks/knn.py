@@ -15,7 +15,7 @@ from softrepa_pipeline.mining.exact import QUERIES_AT_ONCE, VECTORS_AT_ONCE, exa
 
 _NEIGHBORS = 64
 _NUM_VECTORS, _WIDTH = 162_150, 512
-_NUM_QUERIES = 8192  # a twentieth: the ratio is the same from 4 096 on, and rounds fit in a minute
+_NUM_QUERIES = 8192  # a twentieth, so that rounds fit in a minute
 _ROUNDS = 5
 _THREADS = 2
 

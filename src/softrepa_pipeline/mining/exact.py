@@ -21,7 +21,7 @@ def exact_neighbors(vectors: np.ndarray, queries: np.ndarray, count: int) -> Ite
     are taken, and what the neighbours of one block of queries need.
     """
     count = min(count, len(vectors))
-    # One buffer for every product: fresh pages would cost half as much time as the product itself.
+    # One buffer for every product, so that it bounds the memory.
     buffer = torch.empty(min(QUERIES_AT_ONCE, len(queries)) * min(VECTORS_AT_ONCE, len(vectors)))
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         block = _tensor(queries[start : start + QUERIES_AT_ONCE])
