@@ -183,6 +183,9 @@ def image_reward(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageR
     folder = tmp_path_factory.mktemp("image_reward")
     torch.manual_seed(2)
     model = ImageRewardModel(len(BERT_WORDS)).eval()
+    eyes = model.blip["visual_encoder"]
+    for parameter in (eyes.cls_token, eyes.pos_embed, *eyes.patch_embed.parameters()):
+        parameter.data.mul_(0.01)  # so small that the layer norms' epsilon shows
     for parameter in model.mlp.parameters():
         parameter.data.mul_(3)  # five linear layers at their usual start would all but cancel the input
     state = {**model.state_dict(), "blip.text_encoder.embeddings.position_ids": torch.arange(64)[None]}
