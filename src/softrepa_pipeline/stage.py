@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from softrepa_pipeline.files import write_whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -82,6 +83,4 @@ def source_digest(source: str, revision: str | None = None) -> str:
 def write_json(path: Path, value: object) -> None:
     """Write JSON under a temporary name, then rename, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw_batch
 from softrepa_pipeline.runners import LocalRunner, Runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
@@ -127,10 +129,6 @@ def _read(files: Iterable[Path]) -> dict[Path, np.ndarray]:
 
 
 def _write(file: Path, image: np.ndarray) -> None:
-    partial_file = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        Image.fromarray(image).save(partial_file, "PNG")
-    except OSError as error:
-        partial_file.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(file)) from error
-    os.replace(partial_file, file)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    write_whole(file, encoded.getvalue(), file.with_name(f"{file.name}.{os.getpid()}.partial"))

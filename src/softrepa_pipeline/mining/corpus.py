@@ -49,10 +49,10 @@ class Corpus:
 
     def scores(self, image: int, rows: np.ndarray) -> np.ndarray:
         """How well captions fit an image, (rows,): their cosine with it, or with the nearest of its own captions."""
-        texts = _float32(self.texts[rows])
+        texts = as_float32(self.texts[rows])
         if self.images is not None:
-            return texts @ _float32(self.images[image])
-        return (texts @ _float32(self.texts[self.own[image]]).T).max(axis=1)
+            return texts @ as_float32(self.images[image])
+        return (texts @ as_float32(self.texts[self.own[image]]).T).max(axis=1)
 
     def fits(self, image: int, rows: np.ndarray) -> np.ndarray:
         """How well captions fit an image, whatever CLIP and data set, (rows,): about 0 for a caption of another image.
@@ -88,7 +88,7 @@ class Corpus:
             return float(self.scores(image, own).max())
         if len(own) == 1:
             return float("nan")
-        texts = _float32(self.texts[own])
+        texts = as_float32(self.texts[own])
         similarity = texts @ texts.T
         np.fill_diagonal(similarity, -np.inf)
         return float(similarity.max(axis=1).mean())
@@ -116,10 +116,11 @@ def _moments(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Mean and deviation (vectors, 2) of each vector's similarity with others."""
     parts = []
     for start in range(0, len(vectors), _BLOCK):
-        similarity = _float32(vectors[start : start + _BLOCK]) @ _float32(others).T
+        similarity = as_float32(vectors[start : start + _BLOCK]) @ as_float32(others).T
         parts.append(np.stack([similarity.mean(axis=1), similarity.std(axis=1) + 1e-6], axis=1))
     return np.concatenate(parts)
 
 
-def _float32(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors, dtype=np.float32)
+def as_float32(vectors: np.ndarray) -> np.ndarray:
+    """Vectors as products and FAISS take them; a copy only where they are stored otherwise."""
+    return np.ascontiguousarray(vectors, dtype=np.float32)

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
+from softrepa_pipeline.mining.corpus import as_float32
 from softrepa_pipeline.mining.exact import exact_neighbors
 from softrepa_pipeline.randomness import derived_seed, numpy_generator
 
@@ -73,7 +74,7 @@ class NeighborIndex:
             yield from exact_neighbors(self.vectors, queries, count)
             return
         for start in range(0, len(queries), _SEARCHED_AT_ONCE):
-            yield self._approximate_block(_float32(queries[start : start + _SEARCHED_AT_ONCE]), count)
+            yield self._approximate_block(as_float32(queries[start : start + _SEARCHED_AT_ONCE]), count)
 
     def _approximate_block(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         _, found = self.approximate.search(queries, min(count * _FETCHED_PER_NEIGHBOR, len(self.vectors)))
@@ -81,7 +82,7 @@ class NeighborIndex:
         rows = np.full((len(queries), count), -1, np.int64)
         for number, (query, fetched) in enumerate(zip(queries, found, strict=True)):
             kept = np.sort(fetched[fetched >= 0])
-            exact = _float32(self.vectors[kept]) @ query
+            exact = as_float32(self.vectors[kept]) @ query
             order = np.argsort(-exact, kind="stable")[:count]
             scores[number, : len(order)], rows[number, : len(order)] = exact[order], kept[order]
         return scores, rows
@@ -114,7 +115,7 @@ def build_index(
     approximate = _train(vectors, factory, config.seed)
     starts = range(0, len(vectors), _ADDED_AT_ONCE)
     for start in tqdm(starts, desc=f"indexing ({factory})", mininterval=2, disable=len(starts) < 4):
-        approximate.add(_float32(vectors[start : start + _ADDED_AT_ONCE]))
+        approximate.add(as_float32(vectors[start : start + _ADDED_AT_ONCE]))
     if file is not None:
         approximate = _through_file(approximate, file)
     if faiss.get_num_gpus() and "HNSW" not in factory:
@@ -182,7 +183,7 @@ def _train(vectors: np.ndarray, factory: str, seed: int) -> Any:
         wanted = _TRAINED_PER_LIST * (inverted.nlist if inverted is not None else 256)
         rng = numpy_generator(seed, "training vectors of the index")
         sample = np.sort(rng.permutation(len(vectors))[:wanted])
-        index.train(_float32(vectors[sample]))
+        index.train(as_float32(vectors[sample]))
     return index
 
 
@@ -211,7 +212,3 @@ def _widened(index: NeighborIndex, queries: np.ndarray, config: IndexConfig) -> 
         if recall >= config.target_recall or width >= most or not ("IVF" in index.factory or "HNSW" in index.factory):
             return NeighborIndex(index.vectors, index.factory, recall, index.approximate)
         width *= 2
-
-
-def _float32(part: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(part, dtype=np.float32)

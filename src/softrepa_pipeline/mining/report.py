@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.mining.corpus import Corpus
 from softrepa_pipeline.mining.policy import RULES, Candidates, Choice
 from softrepa_pipeline.mining.screen import Misfit
@@ -84,18 +85,15 @@ class Report:
         template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
             (files(__package__) / "report.html").read_text("utf-8")
         )
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(
-            template.render(
-                figures=figures,
-                wanted=self._num_negatives,
-                has_images=self._corpus.images is not None,
-                histogram=_histogram(np.array(self._positives), np.concatenate(self._negatives)),
-                misfits=self._misfits[:_NUM_MISFITS],
-                sheet=self._sheet,
-            )
+        page = template.render(
+            figures=figures,
+            wanted=self._num_negatives,
+            has_images=self._corpus.images is not None,
+            histogram=_histogram(np.array(self._positives), np.concatenate(self._negatives)),
+            misfits=self._misfits[:_NUM_MISFITS],
+            sheet=self._sheet,
         )
-        partial.replace(path)
+        write_whole(path, page.encode())
 
     def _entry(self, image: int, rejected: dict[str, Candidates], row: dict[str, Any]) -> dict[str, Any]:
         own = self._corpus.own[image]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.objectives import is_retrieved
 from softrepa_pipeline.training.pair_engine import PairResult
 
@@ -37,9 +37,7 @@ def log_of(folder: Path, step: int, on_record: Callable[[Record], None]) -> Path
     log = folder / "metrics.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     kept = [record for record in read(log) if record["step"] < step]
-    partial = log.with_name(log.name + ".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(partial, log)
+    write_whole(log, "".join(json.dumps(record) + "\n" for record in kept).encode())
     for record in kept:
         on_record(record)
     return log
