@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.evaluation.editing import Captions, EditConfig, edit, native_side
-from softrepa_pipeline.evaluation.editing.edit import reconstruct, to_pixels
+from softrepa_pipeline.evaluation.editing.edit import reconstruct
 from softrepa_pipeline.evaluation.editing.features import first_for_all, shared_modules
 from softrepa_pipeline.evaluation.editing.flow import flow_edit
 from softrepa_pipeline.evaluation.editing.guidance import encode
 from softrepa_pipeline.evaluation.editing.inversion import ddim_levels, edit_by_inversion, invert
+from softrepa_pipeline.evaluation.pixels import to_pixels
 from softrepa_pipeline.inference import add_tokens
 from softrepa_pipeline.noising import mix_preserving_variance, separate
 from softrepa_pipeline.randomness import torch_generator

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from softrepa_pipeline.backbones import Backbone, grid
+from softrepa_pipeline.evaluation.pixels import to_pixels
 from softrepa_pipeline.objectives import denoising_errors
 from softrepa_pipeline.randomness import numpy_generator, torch_generator
 from softrepa_pipeline.shapes.claims import is_true
@@ -36,8 +37,7 @@ def retrieval_hits(backbone: Backbone, images: np.ndarray, captions: list[list[s
     """
     hits = []
     for row, (image, candidates) in enumerate(zip(images, captions, strict=True)):
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latent = backbone.encode_images(pixels).repeat(len(_LEVELS), 1, 1, 1)
+        latent = backbone.encode_images(to_pixels(image[None])).repeat(len(_LEVELS), 1, 1, 1)
         noise = torch.randn(latent.shape, generator=torch_generator(seed, "retrieval", row)).to(latent)
         timestep = torch.tensor(_LEVELS, device=latent.device) * NUM_TIMESTEPS
         columns = torch.arange(len(candidates)).expand(len(_LEVELS), -1)

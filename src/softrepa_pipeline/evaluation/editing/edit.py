@@ -14,6 +14,7 @@ from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.evaluation.editing.config import Captions, EditConfig
 from softrepa_pipeline.evaluation.editing.flow import flow_edit
 from softrepa_pipeline.evaluation.editing.inversion import edit_by_inversion
+from softrepa_pipeline.evaluation.pixels import to_images, to_pixels
 
 _METHODS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "flowedit": (flow_edit, ("sd3",)),
@@ -53,15 +54,6 @@ def native_side(backbone: Backbone) -> int:
     """Height and width, in pixels, of the images that the model was made for."""
     denoiser: Any = backbone.denoiser
     return denoiser.config.sample_size * backbone.pipeline.vae_scale_factor
-
-
-def to_pixels(images: np.ndarray) -> Tensor:
-    """uint8 (images, height, width, 3) as floats in [−1, 1] (images, 3, height, width)."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_images(pixels: Tensor) -> np.ndarray:
-    return ((pixels.permute(0, 2, 3, 1).cpu() + 1) * 127.5).round().byte().numpy()
 
 
 def _check_sides(backbone: Backbone, images: np.ndarray) -> None:
