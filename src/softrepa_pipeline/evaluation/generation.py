@@ -73,8 +73,8 @@ def generate(
     """Images (prompts, seeds, height, width, 3), uint8: those that lie in `folder` are read, the others drawn and kept.
 
     An image's noise is a function of (seed, prompt, index) alone, and its file's name of all that makes it. So the
-    images do not depend on the batch size (but for rounding), on the runner, or on how often it was interrupted; a file
-    that is damaged is drawn anew.
+    images do not depend on the batch size (but for rounding) or on the runner. A batch of which an image is missing or
+    damaged is drawn again as a whole: then an interruption does not change the rounding either.
 
     Raises:
         OSError: an image could not be written; those before it are kept.
@@ -86,22 +86,26 @@ def generate(
         for index in range(sampling.seeds_per_prompt)
     ]
     images = _read(item.file for item in work)
-    missing = [item for item in dict.fromkeys(work) if item.file not in images]
-    batches = [missing[start : start + sampling.batch_size] for start in range(0, len(missing), sampling.batch_size)]
+    distinct = list(dict.fromkeys(work))
+    batches = [distinct[start : start + sampling.batch_size] for start in range(0, len(distinct), sampling.batch_size)]
+    batches = [batch for batch in batches if any(item.file not in images for item in batch)]
+    missing = [item for batch in batches for item in batch if item.file not in images]
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, leave=False, disable=not missing) as bar:
-        for batch in runner.map(partial(_draw, model, sampling, guidance), batches):
-            bar.update(len(batch))
+        for drawn in runner.map(partial(_draw, model, sampling, guidance, frozenset(missing)), batches):
+            bar.update(drawn)
     images |= _read(item.file for item in missing)
     pixels = np.stack([images[item.file] for item in work])
     return pixels.reshape(len(prompts), sampling.seeds_per_prompt, *pixels.shape[1:])
 
 
-def _draw(model: Model, sampling: SamplingConfig, guidance: float, batch: list[Work]) -> list[Path]:
+def _draw(model: Model, sampling: SamplingConfig, guidance: float, missing: frozenset[Work], batch: list[Work]) -> int:
+    """Draw a batch and keep those images of it that are missing; returns their number."""
     images = draw_batch(opened(model), [(item.prompt, item.index) for item in batch], sampling, guidance)
-    for item, image in zip(batch, images, strict=True):
+    drawn = [(item, image) for item, image in zip(batch, images, strict=True) if item in missing]
+    for item, image in drawn:
         _write(item.file, image)
-    return [item.file for item in batch]
+    return len(drawn)
 
 
 def _key(made_by: dict[str, Any], prompt: str, index: int) -> str:
