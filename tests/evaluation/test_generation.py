@@ -35,7 +35,8 @@ def model(model_folders: dict[str, Path], tmp_path: Path) -> Model:
 def test_stored_images_are_those_that_are_drawn_directly(model: Model, tmp_path: Path) -> None:
     images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images")
     assert images.shape[:2] == (6, 2)
-    assert np.array_equal(images, draw(generation.opened(model), PROMPTS, SAMPLING, 2.0))
+    with generation.opened(model) as backbone:
+        assert np.array_equal(images, draw(backbone, PROMPTS, SAMPLING, 2.0))
     base = generate(replace(model, tokens=None), PROMPTS, SAMPLING, 2.0, tmp_path / "images")
     assert not np.array_equal(images, base)
 
@@ -118,10 +119,10 @@ def test_a_full_disk_names_the_image_and_keeps_those_before(model: Model, small_
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_another_scheduler_draws_another_image_and_leaves_the_base_s_own(model: Model, name: str) -> None:
-    backbone = generation.opened(model)
-    own = backbone.pipeline.scheduler
-    images = draw(backbone, PROMPTS[:1], replace(SAMPLING, scheduler=name), 2.0)
-    assert backbone.pipeline.scheduler is own
+    with generation.opened(model) as backbone:
+        own = backbone.pipeline.scheduler
+        images = draw(backbone, PROMPTS[:1], replace(SAMPLING, scheduler=name), 2.0)
+        assert backbone.pipeline.scheduler is own
     assert images.dtype == np.uint8
 
 

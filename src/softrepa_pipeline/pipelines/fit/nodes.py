@@ -90,7 +90,7 @@ def fit_tokens(
             with following(run, work):
                 launch(job)
             result = _result(job, stage)
-            result["seconds"] = time.perf_counter() - started
+            result |= {"seconds": time.perf_counter() - started, "log": str(work / "metrics.jsonl")}
             run.log_artifact(Path(result["file"]), "tokens")
         return result
 
