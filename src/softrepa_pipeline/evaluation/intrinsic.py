@@ -1,0 +1,115 @@
+"""What denoising errors tell of image and text, without drawing: by noise level and by how many layers have tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from softrepa_pipeline.backbones import Backbone, Sites
+from softrepa_pipeline.evaluation.retrieval import Candidates, caption_errors, encode_candidates, is_own_lowest
+from softrepa_pipeline.inference import add_tokens
+from softrepa_pipeline.objectives import mutual_information_bound, raw_logits
+from softrepa_pipeline.soft_tokens import SoftTokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+# The middles of equal parts of the schedule, clean to noisy.
+LEVELS = tuple((part + 0.5) / 8 for part in range(8))
+# Errors of one image differ between captions by 10⁻⁴ (clean) to 10⁻¹ (noisy); the highest makes all captions alike.
+_TEMPERATURES = torch.logspace(-5, 3, 65, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LevelMeasures:
+    """One model by noise level, with one value an image: means over images are what is reported.
+
+    `levels` are shares of the schedule (levels,), clean to noisy; `hits` (images, levels) says whether the own caption
+    has the lowest error; `information` (images, levels) is log K − L in nats at `temperatures` (levels,).
+    """
+
+    levels: np.ndarray
+    hits: np.ndarray
+    information: np.ndarray
+    temperatures: np.ndarray
+
+
+@dataclass(frozen=True)
+class DepthMeasures:
+    """The base with tokens in its first k layers alone, k = 0 … L: `depths[0]` is the base, `depths[-1]` has them all.
+
+    `layers` are their names in the order in which the base runs them.
+    """
+
+    layers: tuple[str, ...]
+    depths: tuple[LevelMeasures, ...]
+
+
+def measure_by_level(
+    backbone: Backbone, tokens: SoftTokens, images: np.ndarray, captions: list[list[str]], seed: int
+) -> tuple[LevelMeasures, LevelMeasures]:
+    """The base and the base with tokens on images (images, height, width, 3), uint8; captions[i][0] is image i's own.
+
+    Both see the same noise. See `level_measures` for the numbers.
+    """
+    candidates = encode_candidates(backbone, images, captions, LEVELS, seed)
+    base, soft = (
+        _measure(backbone, kept, candidates) for kept in tqdm((None, tokens), desc="base and soft", leave=False)
+    )
+    return base, soft
+
+
+def measure_by_depth(
+    backbone: Backbone, tokens: SoftTokens, images: np.ndarray, captions: list[list[str]], seed: int
+) -> DepthMeasures:
+    """As `measure_by_level`, with tokens in only the first k of their layers, for every k."""
+    candidates = encode_candidates(backbone, images, captions, LEVELS, seed)
+    prefixes = first_layers(tokens, backbone.sites(tokens.config.layers))
+    depths = [
+        _measure(backbone, kept, candidates) for kept in tqdm((None, *prefixes), desc="depth by depth", leave=False)
+    ]
+    return DepthMeasures(prefixes[-1].config.layers, tuple(depths))
+
+
+def first_layers(tokens: SoftTokens, sites: Sites) -> list[SoftTokens]:
+    """The tokens for only the first 1, 2, …, L of their layers, in the order in which the base runs them."""
+    rows = sorted(range(len(sites.chosen)), key=sites.chosen.__getitem__)
+    named = [(sites.names[row], row) for row in rows]
+    return [tokens.restricted(dict(named[:depth])) for depth in range(1, len(named) + 1)]
+
+
+def level_measures(errors: Float[Tensor, "images captions levels"], levels: Sequence[float]) -> LevelMeasures:
+    """Retrieval, and log K − L with L_i = CE(softmax_j(−err[i, j] / τ), 0), at every single level.
+
+    log K − L is InfoNCE's lower bound (van den Oord et al. 2018, arXiv 1807.03748; Poole et al. 2019, arXiv 1905.06922)
+    of what an image tells about which of its K captions is its own, at most log K. It holds for any τ, so each level
+    takes the τ of a fixed grid that makes it highest on these very errors: one number from a grid, by the same rule for
+    every model. It bounds the mutual information of images and texts where the other captions were drawn at random.
+    """
+    by_level = [_information(errors[:, :, level]) for level in range(len(levels))]
+    return LevelMeasures(
+        np.array(levels),
+        is_own_lowest(errors).numpy(),
+        torch.stack([information for _, information in by_level], dim=1).numpy(),
+        np.array([temperature for temperature, _ in by_level]),
+    )
+
+
+def _information(errors: Float[Tensor, "images captions"]) -> tuple[float, Float[Tensor, " images"]]:
+    """The temperature that makes log K − L highest, and its value for each image."""
+    losses = [-raw_logits(errors.double(), 1.0, temperature).log_softmax(dim=1)[:, 0] for temperature in _TEMPERATURES]
+    best = int(torch.stack(losses).mean(dim=1).argmin())
+    num_candidates = errors.isfinite().sum(dim=1).double()
+    return float(_TEMPERATURES[best]), mutual_information_bound(losses[best], num_candidates)
+
+
+def _measure(backbone: Backbone, tokens: SoftTokens | None, candidates: list[Candidates]) -> LevelMeasures:
+    with nullcontext() if tokens is None else add_tokens(backbone, tokens):
+        return level_measures(caption_errors(backbone, candidates), LEVELS)
