@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -83,20 +83,6 @@ class SoftTokens(nn.Module):
             return tokens.expand(-1, batch, -1, -1)
         offset = self.time[bucket_of(timestep, self.config.num_buckets)].unflatten(1, (layers, self.config.width))
         return tokens + offset.transpose(0, 1)[:, :, None]
-
-    @torch.no_grad()
-    def restricted(self, layers: dict[str, int]) -> SoftTokens:
-        """A copy for some of the layers: the index of each one's tokens by its name; shared tokens have but one index.
-
-        `tokens.restricted({"down.0": 0, "down.1": 1})` has the first two of tokens that were trained for more.
-        """
-        rows = [0] if self.config.shared else list(layers.values())
-        copy = SoftTokens(replace(self.config, layers=tuple(layers))).to(self.base)
-        copy.base.copy_(self.base[rows])
-        if self.time is not None and copy.time is not None:
-            by_layer = self.time.unflatten(1, (self.config.num_layers, self.config.width))
-            copy.time.copy_(by_layer[:, rows].flatten(1))
-        return copy
 
     @property
     def num_parameters(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,10 +79,20 @@ def measure_by_depth(
 
 
 def first_layers(tokens: SoftTokens, sites: Sites) -> list[SoftTokens]:
-    """The tokens for only the first 1, 2, …, L of their layers, in the order in which the base runs them."""
+    """Copies of the tokens for only the first 1, 2, …, L of their layers, in the order in which the base runs them."""
     rows = sorted(range(len(sites.chosen)), key=sites.chosen.__getitem__)
-    named = [(sites.names[row], row) for row in rows]
-    return [tokens.restricted(dict(named[:depth])) for depth in range(1, len(named) + 1)]
+    return [_restricted(tokens, rows[:depth], sites.names) for depth in range(1, len(rows) + 1)]
+
+
+@torch.no_grad()
+def _restricted(tokens: SoftTokens, rows: Sequence[int], names: Sequence[str]) -> SoftTokens:
+    """The layers in `rows` alone; those of shared tokens are all the same."""
+    kept = SoftTokens(replace(tokens.config, layers=tuple(names[row] for row in rows))).to(tokens.base)
+    own = [0] if tokens.config.shared else list(rows)
+    kept.base.copy_(tokens.base[own])
+    if tokens.time is not None and kept.time is not None:
+        kept.time.copy_(tokens.time.unflatten(1, (tokens.config.num_layers, -1))[:, own].flatten(1))
+    return kept
 
 
 def level_measures(errors: Float[Tensor, "images captions levels"], levels: Sequence[float]) -> LevelMeasures:
