@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from softrepa_pipeline.pipelines import edit, evaluate, fit, ingest, mine, pretrain, results
+from softrepa_pipeline.pipelines import edit, evaluate, fit, ingest, mine, overhead, pretrain, results
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -21,6 +21,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "train": train,
         "results": stages["ingest"] + stages["mine"] + results.create_pipeline(),
         "edit": edit.create_pipeline(),
+        "overhead": overhead.create_pipeline(),
         "pretrain": pretrain.create_pipeline(),
         "__default__": train + stages["evaluate"],
     }

@@ -80,6 +80,10 @@ def test_the_first_scorer_is_told_by_task_and_every_measure_with_its_interval(ev
     assert verifier["p_holm"] == pytest.approx(min(1, max(verifier["p_holm"], verifier["delta"]["p"])))
     assert retrieval["base"] == pytest.approx(base.hits.mean())
     assert summary["sets"]["cmmd"]["base"] > 0
+    asked = [claim.count for claim in claims if claim.count]
+    assert np.sum(summary["counting"]["base"]) == 2 * len(asked)
+    assert summary["measures"]["repetition_index"]["base"] >= 0
+    assert len(summary["intrinsic"]["by_depth"]["hits"]) == 2
     assert summary["guidance"]["base"] == max(base.validation, key=lambda scale: (base.validation[scale], -scale))
     assert summary["seconds"]["scoring an image"]["verifier"] > 0
     json.dumps(summary)
@@ -110,7 +114,15 @@ def test_table_and_report_tell_what_was_not_measured_and_need_no_network(
         assert "/nowhere" in reason
         for text in (format_table(summary), page):
             assert f"not measured: {reason}" in text
-    for title in ("By task", "Guidance and strength", "Alignment against fidelity: cmmd", "Training", "No change"):
+    for title in (
+        "By task",
+        "Guidance and strength",
+        "Alignment against fidelity: cmmd",
+        "Training",
+        "Counting",
+        "What the errors tell",
+        "No change",
+    ):
         assert title in page
     assert '<td>MLflow run</td><td class="text">abc</td>' in page
     assert "http" not in page

@@ -58,6 +58,12 @@ class Benchmark:
         """What each prompt asks for."""
         return {prompt.text: prompt.truth for split in (self.test, self.validation) for prompt in split.prompts}
 
+    @property
+    def claims(self) -> list[Claim] | None:
+        """What the test prompts claim of the embedded world; None where they are of another one."""
+        claims = [prompt.truth for prompt in self.test.prompts if isinstance(prompt.truth, Claim)]
+        return claims if len(claims) == len(self.test.prompts) else None
+
 
 def embedded_world(
     world: Path, prompts_per_task: int, validation_prompts_per_task: int, images: int, captions: int, seed: int

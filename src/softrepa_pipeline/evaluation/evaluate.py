@@ -10,11 +10,13 @@ from typing import Any
 from softrepa_pipeline.evaluation.arm import Arm, measure
 from softrepa_pipeline.evaluation.benchmark import EMBEDDED_WORLD, Benchmark, embedded_world, published
 from softrepa_pipeline.evaluation.curves import trace_curves
-from softrepa_pipeline.evaluation.generation import Model
+from softrepa_pipeline.evaluation.generation import Model, opened
+from softrepa_pipeline.evaluation.intrinsic import measure_by_depth, summarise_depths
 from softrepa_pipeline.evaluation.scorers import ScorerConfig, Scores
 from softrepa_pipeline.evaluation.studio import Studio
 from softrepa_pipeline.evaluation.summary import summarise
 from softrepa_pipeline.inference import SamplingConfig
+from softrepa_pipeline.soft_tokens import load_soft_tokens
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ def evaluate(config: EvaluationConfig, benchmark: Benchmark, base: Model, soft: 
             name: own.seconds_per_image for name, own in before.scores.items() if isinstance(own, Scores)
         },
     }
+    if benchmark.captioned is not None and soft.tokens is not None:
+        tokens, _ = load_soft_tokens(Path(soft.tokens), soft.base.family)
+        own = benchmark.captioned
+        with opened(base) as backbone:
+            depths = measure_by_depth(backbone, tokens, own.images, own.captions, config.sampling.seed)
+        summary["intrinsic"] = summarise_depths(depths)
     summary["curves"] = trace_curves(
         benchmark.validation, base, soft, config.guidance_scales, config.strengths, after.guidance, studio
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from softrepa_pipeline.evaluation.arm import Arm
 from softrepa_pipeline.evaluation.benchmark import Benchmark
+from softrepa_pipeline.evaluation.counting import count_confusion, look_at, repetitions
 from softrepa_pipeline.evaluation.scorers import NotMeasured, Scores
 from softrepa_pipeline.evaluation.statistics import holm, overall, paired_intervals, task_means
 
@@ -37,7 +38,8 @@ def summarise(benchmark: Benchmark, base: Arm, soft: Sequence[Arm]) -> dict[str,
         "delta": {"overall": asdict(total), "tasks": {task: asdict(interval) for task, interval in by_task.items()}},
         "guidance": {"base": base.guidance, "soft": [arm.guidance for arm in soft]},
         "validation": {"base": _by_guidance(base), "soft": [_by_guidance(arm) for arm in soft]},
-        "measures": _corrected(_measures(base, soft, tasks)),
+        "measures": _corrected({**_measures(base, soft, tasks), **_repetition(benchmark, base, soft)}),
+        "counting": _counting(benchmark, base, soft),
         "sets": {name: _compare_distances(base, soft, name) for name in base.distances},
     }
 
@@ -75,6 +77,36 @@ def _compare(before: np.ndarray, after: np.ndarray, tasks: list[str], model: str
         "base": overall(before, tasks),
         "soft": overall(after, tasks),
         "delta": asdict(paired_intervals(before, after, tasks)[0]),
+        "fewer_is_better": False,
+    }
+
+
+def _repetition(benchmark: Benchmark, base: Arm, soft: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """Objects beyond those asked for, the over-emphasis measure, where the world's verifier can count them."""
+    claims = benchmark.claims
+    if claims is None:
+        return {}
+    before, *after = (repetitions(claims, look_at(arm.images)) for arm in (base, *soft))
+    compared = _compare(
+        before, np.concatenate(after, axis=1), benchmark.test.tasks, "objects beyond those asked for", 1.0
+    )
+    return {"repetition_index": {**compared, "fewer_is_better": True}}
+
+
+def _counting(benchmark: Benchmark, base: Arm, soft: Sequence[Arm]) -> dict[str, Any]:
+    """Images by the count asked for (rows) and drawn (columns), of both models."""
+    claims = benchmark.claims
+    if claims is None:
+        return {}
+    before, *after = (count_confusion(claims, look_at(arm.images)) for arm in (base, *soft))
+    if not before.asked:
+        return {}
+    soft_images = np.sum([own.images for own in after], axis=0)
+    return {
+        "asked": list(before.asked),
+        "drawn": list(before.columns),
+        "base": before.images.tolist(),
+        "soft": soft_images.tolist(),
     }
 
 

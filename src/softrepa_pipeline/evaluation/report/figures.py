@@ -73,6 +73,52 @@ def pareto(summary: dict[str, Any], measure: str) -> Figure:
     return figure
 
 
+def counting(summary: dict[str, Any]) -> Figure:
+    """Counts asked for against counts drawn, in percent of a row, for both models."""
+    own = summary["counting"]
+    figure = Figure(figsize=(6, 0.5 * len(own["asked"]) + 1.4), layout="constrained")
+    for axes, arm in zip(figure.subplots(1, 2, sharey=True), ("base", "soft"), strict=True):
+        images = np.array(own[arm])
+        shares = 100 * images / images.sum(axis=1, keepdims=True)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for row, column in np.ndindex(*shares.shape):
+            dark = shares[row, column] > 60
+            axes.text(
+                column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color="white" if dark else "black"
+            )
+        axes.set_xticks(range(len(own["drawn"])), own["drawn"])
+        axes.set_yticks(range(len(own["asked"])), own["asked"])
+        axes.set(title=_NAMES[arm], xlabel="drawn")
+        axes.set_ylabel("asked for" if arm == "base" else "")
+    return figure
+
+
+def intrinsic(summary: dict[str, Any]) -> Figure:
+    """Denoising retrieval and InfoNCE's bound by noise level, for both models, and by how many layers have tokens."""
+    own = summary["intrinsic"]
+    figure = Figure(figsize=(6, 4.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharey="row")
+    for (by_level, by_depth), (name, label, scale) in zip(
+        panels, (("hits", "own caption nearest (%)", 100), ("information", "information (nats)", 1)), strict=True
+    ):
+        for arm in ("base", "soft"):
+            values = [scale * point[arm] for point in own["by_level"][name]]
+            by_level.plot(own["levels"], values, marker="o", markersize=3, color=_COLORS[arm], label=_NAMES[arm])
+        points = own["by_depth"][name]
+        mean = np.array([scale * point["soft"] for point in points])
+        base = scale * points[0]["base"]
+        low, high = (base + scale * np.array([point["delta"][bound] for point in points]) for bound in ("low", "high"))
+        by_depth.plot(range(len(points)), mean, marker="o", markersize=3, color=SOFT)
+        by_depth.fill_between(range(len(points)), low, high, color=SOFT, alpha=0.15, linewidth=0)
+        by_level.set_ylabel(label)
+        for axes in (by_level, by_depth):
+            _bare(axes)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    panels[1, 0].set_xlabel("noise level")
+    panels[1, 1].set_xlabel("first layers with tokens")
+    return figure
+
+
 def training_curves(records: Sequence[dict[str, float]]) -> Figure:
     """What the training log holds of loss, retrieval and gradients, by step."""
     shown = [name for name in _TRAINING if any(name in record for record in records)]

@@ -55,6 +55,12 @@ def _figures(summary: dict[str, Any], context: Context) -> list[tuple[str, str, 
     found: list[tuple[str, str, Callable[[], Figure]]] = [
         ("By task", "Lines: 95 % intervals of the difference.", partial(figures.task_bars, summary))
     ]
+    if summary["counting"]:
+        note = "Percent of the images of a row."
+        found.append(("Counting", note, partial(figures.counting, summary)))
+    if "intrinsic" in summary:
+        note = "Without drawing, from denoising errors. Bands: 95 % intervals of the difference to the base."
+        found.append(("What the errors tell", note, partial(figures.intrinsic, summary)))
     if summary["curves"]:
         note = "On validation prompts. Bands: 95 % intervals."
         found.append(("Guidance and strength", note, partial(figures.alignment_curves, summary)))
@@ -69,26 +75,25 @@ def _figures(summary: dict[str, Any], context: Context) -> list[tuple[str, str, 
 def _groups(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Prompts by how much the deciding score changes, with the first image of each model."""
     gain = evaluation.soft.deciding.mean(axis=1) - evaluation.base.deciding.mean(axis=1)
-    order = np.argsort(-gain, kind="stable")
-    groups = [
-        ("Gained", order[gain[order] > 0], False),
-        ("Lost", order[::-1][gain[order[::-1]] < 0], False),
-        ("No change", np.flatnonzero(gain == 0), True),
-    ]
+    groups = [("Gained", gain > 0), ("Lost", gain < 0), ("No change", gain == 0)]
     return [
         {
             "title": title,
-            "count": len(rows),
-            "pairs": [_pair(evaluation, row, float(gain[row])) for row in _some(rows, spread)],
+            "count": int(mask.sum()),
+            "pairs": [_pair(evaluation, row, float(gain[row])) for row in _furthest(gain, np.flatnonzero(mask))],
         }
-        for title, rows, spread in groups
+        for title, mask in groups
     ]
 
 
-def _some(rows: np.ndarray, spread: bool) -> list[int]:
-    """The first few, or a few evenly over all."""
-    places = np.linspace(0, len(rows) - 1, min(len(rows), _PAIRS_PER_GROUP)) if spread else np.arange(len(rows))
-    return [int(rows[place]) for place in places[:_PAIRS_PER_GROUP].astype(int)]
+def _furthest(gain: np.ndarray, rows: np.ndarray) -> list[int]:
+    """The rows that change most; where more change as much, a few evenly over them, so that every task shows."""
+    if not len(rows):
+        return []
+    least = np.sort(abs(gain[rows]))[::-1][:_PAIRS_PER_GROUP][-1]
+    candidates = rows[abs(gain[rows]) >= least]
+    places = np.linspace(0, len(candidates) - 1, min(len(candidates), _PAIRS_PER_GROUP)).astype(int)
+    return sorted((int(candidates[place]) for place in places), key=lambda row: -abs(gain[row]))
 
 
 def _pair(evaluation: Evaluation, row: int, gain: float) -> dict[str, Any]:

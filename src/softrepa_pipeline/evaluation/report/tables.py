@@ -16,7 +16,7 @@ def format_table(summary: dict[str, Any]) -> str:
     for row in measure_rows(summary):
         lines.append(f"{row['name']:<20}{row['not_measured']}" if row["not_measured"] else f"{_line(row)}, {row['p']}")
     for row in distance_rows(summary):
-        values = row["not_measured"] or "{base:>8.2f}{soft:>8.2f}   distance from real images".format(**row)
+        values = row["not_measured"] or "{base:>8.3f}{soft:>8.3f}   distance from real images".format(**row)
         lines.append(f"{row['name']:<20}{values}")
     return "\n".join(lines)
 
@@ -38,7 +38,7 @@ def measure_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
         if "not_measured" in own:
             rows.append({"name": name.replace("_", " "), "not_measured": f"not measured: {own['not_measured']}"})
             continue
-        row = _row(name, own["base"], own["soft"], own["delta"], own["scale"])
+        row = _row(name, own["base"], own["soft"], own["delta"], own["scale"], own["fewer_is_better"])
         p = "p < 0.001" if own["p_holm"] < 0.001 else f"p = {own['p_holm']:.3f}"
         rows.append({**row, "p": p, "model": own["model"], "not_measured": ""})
     return rows
@@ -76,13 +76,16 @@ def _results_rows(family: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(name: str, base: float, soft: float, delta: dict[str, float], scale: float) -> dict[str, Any]:
+def _row(
+    name: str, base: float, soft: float, delta: dict[str, float], scale: float, fewer_is_better: bool = False
+) -> dict[str, Any]:
+    up, down = ("worse", "better") if fewer_is_better else ("better", "worse")
     return {
         "name": name.replace("_", " "),
         "base": scale * base,
         "soft": scale * soft,
         "delta": {key: scale * delta[key] for key in ("mean", "low", "high")},
-        "verdict": "better" if delta["low"] > 0 else "worse" if delta["high"] < 0 else "unclear",
+        "verdict": up if delta["low"] > 0 else down if delta["high"] < 0 else "unclear",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from softrepa_pipeline.evaluation.report import Context, format_table, write_rep
 from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import source_digest
+from softrepa_pipeline.training.records import read
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def evaluate_tokens(
     summary.update(family=metadata["family"], objective=metadata["objective"])
     summary["seconds"]["total"] = time.perf_counter() - started
     report = Path(folders["evaluation"]) / "report.html"
-    write_report(evaluation, Context(_identity(base, soft_tokens, metadata), _training_log(soft_tokens)), report)
+    log = read(Path(soft_tokens["log"])) if "log" in soft_tokens else []  # none where they were trained elsewhere
+    write_report(evaluation, Context(_identity(base, soft_tokens, metadata), log), report)
     _track(summary, report)
     table = format_table(summary)
     logger.info("base against soft tokens, %d unseen prompts\n\n%s\n", summary["num_prompts"], table)
@@ -76,12 +77,6 @@ def _identity(base: ModelConfig, soft_tokens: Mapping[str, Any], metadata: Mappi
         **{f"tokens: {name}": value for name, value in metadata.items() if len(value) < 80},
         "MLflow run": tracking.active_run_id() or "not tracked",
     }
-
-
-def _training_log(soft_tokens: Mapping[str, Any]) -> list[dict[str, float]]:
-    """What the tokens' training wrote down; nothing where they were trained elsewhere."""
-    log = Path(soft_tokens["log"]) if "log" in soft_tokens else None
-    return [json.loads(line) for line in log.read_text().splitlines()] if log is not None and log.is_file() else []
 
 
 def _track(summary: dict[str, Any], report: Path) -> None:
