@@ -148,12 +148,13 @@ def _peak_resident(base: ModelConfig, tokens: Path, config: OverheadConfig, stre
 
 
 def training_cost(
-    records: Sequence[Mapping[str, float]], num_pairs: int, num_gpus: int, seconds: float, cpu_seconds: float
+    records: Sequence[Mapping[str, float]], num_pairs: int, num_gpus: int, seconds: float, cpu_seconds: float | None
 ) -> dict[str, Any]:
     """What a training took, by its log (a record a step, of `num_pairs` pairs) and the seconds of its last launch.
 
     `step_seconds` are of the steps alone, of all launches: without loading, validation and sample images. `peak_gib`
     is the highest of what the steps' records say of a process: on a GPU its peak, on a CPU resident memory.
+    `cpu_hours` are None where the processors' seconds are not known.
     """
     steps = [record for record in records if "pairs_per_second" in record]
     step_seconds = sum(num_pairs / record["pairs_per_second"] for record in steps)
@@ -162,7 +163,7 @@ def training_cost(
         "seconds": seconds,
         "step_seconds": step_seconds,
         "steps_per_second": len(steps) / step_seconds,
-        "cpu_hours": cpu_seconds / 3600,
+        "cpu_hours": None if cpu_seconds is None else cpu_seconds / 3600,
         "gpu_hours": seconds * num_gpus / 3600,
         "peak_gib": max(record["memory_gib"] for record in steps),
     }
@@ -186,8 +187,8 @@ def format_overhead(summary: Mapping[str, Any]) -> str:
 def _training_line(training: Mapping[str, Any]) -> str:
     if "not_measured" in training:
         return f"training: not measured: {training['not_measured']}"
-    return (
-        f"training: {training['num_steps']} steps in {training['seconds']:.0f} s, {training['steps_per_second']:.2f} "
-        f"a second, {training['cpu_hours']:.3f} CPU hours, {training['gpu_hours']:.3f} GPU hours, "
-        f"{training['peak_gib']:.2f} GiB"
-    )
+    hours = [
+        f"{training[f'{kind}_hours']:.3f} {kind.upper()} hours" for kind in ("cpu", "gpu") if training[f"{kind}_hours"]
+    ]
+    took = f"{training['num_steps']} steps in {training['seconds']:.0f} s, {training['steps_per_second']:.2f} a second"
+    return ", ".join([f"training: {took}", *hours, f"{training['peak_gib']:.2f} GiB"])

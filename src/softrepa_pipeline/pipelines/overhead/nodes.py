@@ -32,7 +32,7 @@ def measure_overhead(
         "num_inference_steps": config.sampling.num_inference_steps,
         "guidance": config.guidance,
         "rounds": config.rounds,
-        "training": _training(soft_tokens),
+        "training": training_of(soft_tokens),
         "drawing": measure_drawing(base, Path(soft_tokens["file"]), config),
     }
     _track(summary)
@@ -41,15 +41,17 @@ def measure_overhead(
     return summary
 
 
-def _training(soft_tokens: dict[str, Any]) -> dict[str, Any]:
-    if "cpu_seconds" not in soft_tokens:
-        return {"not_measured": "these tokens were trained before it was; --params force=true trains them again"}
+def training_of(soft_tokens: dict[str, Any]) -> dict[str, Any]:
+    """The cost of the training that wrote these tokens, or why it is not known."""
+    if "log" not in soft_tokens:
+        return {"not_measured": "these tokens name no log; --params force=true trains them again"}
     log = Path(soft_tokens["log"])
     if not log.is_file():
         return {"not_measured": f"there is no log at {log}"}
     job = read_job(log.with_name("job.json"))
     num_gpus = job.execution.num_processes if job.model.device.startswith("cuda") else 0
-    return training_cost(read(log), job.fit.num_pairs, num_gpus, soft_tokens["seconds"], soft_tokens["cpu_seconds"])
+    seconds, cpu_seconds = soft_tokens["seconds"], soft_tokens.get("cpu_seconds")
+    return training_cost(read(log), job.fit.num_pairs, num_gpus, seconds, cpu_seconds)
 
 
 def _device(name: str) -> str:
@@ -59,8 +61,8 @@ def _device(name: str) -> str:
 
 
 def _track(summary: dict[str, Any]) -> None:
-    metrics = {f"overhead/training/{name}": value for name, value in summary["training"].items()}
-    metrics.pop("overhead/training/not_measured", None)
+    training = {name: value for name, value in summary["training"].items() if isinstance(value, (int, float))}
+    metrics = {f"overhead/training/{name}": value for name, value in training.items()}
     for row in summary["drawing"]:
         key = f"overhead/batch {row['batch_size']}/strength {row['strength']:g}"
         metrics |= {f"{key}/{name}": row[name] for name in ("seconds_per_image", "images_per_second")}
