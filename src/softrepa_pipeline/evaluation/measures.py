@@ -18,7 +18,7 @@ from softrepa_pipeline.evaluation.scorers import (
     load_scorers,
     score_images,
 )
-from softrepa_pipeline.evaluation.sets import SetMeasure, load_set_measure
+from softrepa_pipeline.evaluation.sets import Lpips, SetMeasure, load_set_measure
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Measures:
     """
 
     scorers: Mapping[str, Scorer | NotMeasured]
-    sets: Mapping[str, SetMeasure | NotMeasured]
+    sets: Mapping[str, SetMeasure | Lpips | NotMeasured]
 
     def __post_init__(self) -> None:
         if not self.scorers:
@@ -56,14 +56,23 @@ class Measures:
         return score_images(self.scorers, *_flat(prompts, images))
 
     def distances(self, prompts: Prompts, images: np.ndarray) -> dict[str, float | NotMeasured]:
-        """How far the images are from the prompts' real ones, by each set measure."""
-        if not prompts.real:
-            return {name: NotMeasured("the prompt set has no real images") for name in self.sets}
-        _, drawn = _flat(prompts, images)
-        return {
-            name: own if isinstance(own, NotMeasured) else own.measure(prompts.real, drawn)
-            for name, own in self.sets.items()
-        }
+        """How far the images are from the prompts' real ones, and those of a prompt from each other, by set measure."""
+        drawn = [[Image.fromarray(image) for image in of_prompt] for of_prompt in images]
+        return {name: _take(own, prompts.real, drawn) for name, own in self.sets.items()}
+
+
+def _take(
+    measure: SetMeasure | Lpips | NotMeasured, real: list[Image.Image], drawn: list[list[Image.Image]]
+) -> float | NotMeasured:
+    if isinstance(measure, NotMeasured):
+        return measure
+    if isinstance(measure, Lpips):
+        if len(drawn[0]) < 2:
+            return NotMeasured("diversity needs several images a prompt; set seeds_per_prompt")
+        return float(np.mean([measure.diversity(of_prompt) for of_prompt in drawn]))
+    if not real:
+        return NotMeasured("the prompt set has no real images")
+    return measure.measure(real, [image for of_prompt in drawn for image in of_prompt])
 
 
 def load_measures(scorers: Sequence[ScorerConfig], sets: Sequence[ScorerConfig], truths: Mapping[str, Any]) -> Measures:

@@ -56,7 +56,7 @@ def alignment_curves(summary: dict[str, Any]) -> Figure:
 
 
 def pareto(summary: dict[str, Any], measure: str) -> Figure:
-    """Alignment against a distance from real images; the better, the further up and left."""
+    """Alignment against a set measure: for a distance from real images, the better, the further up and left."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for arm, points in summary["curves"].items():
@@ -67,7 +67,7 @@ def pareto(summary: dict[str, Any], measure: str) -> Figure:
         axes.plot(x, y, marker="o", color=_COLORS[arm], label=_NAMES[arm], linewidth=1.2)
         for point, place in zip(taken, zip(x, y, strict=True), strict=True):
             axes.annotate(f"{point[setting]:g}", place, (4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel=f"{measure}: distance from real images", ylabel=f"{summary['decided_by']}, validation prompts")
+    axes.set(xlabel=measure, ylabel=f"{summary['decided_by']}, validation prompts")
     axes.legend(frameon=False, fontsize=8)
     _bare(axes)
     return figure
