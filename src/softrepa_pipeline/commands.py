@@ -1,21 +1,21 @@
-"""The `softrepa` command: draw and edit, look into token files, convert published ones, plan, tidy caches."""
+"""The `softrepa` command: draw and edit, look into token files, convert published ones, publish, plan, tidy caches."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from softrepa_pipeline.publishing.commands import push
 
 if TYPE_CHECKING:
     from softrepa_pipeline.training.estimate import Estimate
@@ -26,26 +26,26 @@ _SAMPLING = {"sd15": (30, 7.0), "sdxl": (30, 7.0), "sd3": (28, 4.0)}
 FAMILIES = tuple(_SAMPLING)
 
 
-def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+class _Commands(click.Group):
     """One line for what the user can put right, instead of a traceback."""
 
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
+    def invoke(self, context: click.Context) -> Any:
         try:
-            command(*args, **kwargs)
+            return super().invoke(context)
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
-
-    return wrapped
 
 
 _env = click.option("--env", help="Of the configuration, as for kedro run.")
 _params = click.option("--params", default="", help="name=value,name=value, as for kedro run.")
 
 
-@click.group()
+@click.group(cls=_Commands)
 def main() -> None:
     """Soft tokens for frozen text-to-image models."""
+
+
+main.add_command(push)
 
 
 @main.command()
@@ -65,7 +65,6 @@ def main() -> None:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
 @click.option("--output", default=Path("samples"), show_default=True, type=click.Path(path_type=Path))
-@_clear_errors
 def sample(
     family: str,
     base: str | None,
@@ -144,7 +143,6 @@ def _write_images(images: Any, prompts: list[str], folder: Path) -> None:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@_clear_errors
 def edit(
     family: str,
     base: str | None,
@@ -188,13 +186,12 @@ def edit(
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_clear_errors
 def inspect(file: Path) -> None:
     """Say what a soft-token file holds."""
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
     tokens, metadata = load_soft_tokens(file)
-    described = {name: value for name, value in metadata.items() if name != "config"}
+    described = {name: value for name, value in metadata.items() if name not in ("config", "settings")}
     described |= {name: str(value) for name, value in asdict(tokens.config).items()}
     described["parameters"] = f"{tokens.num_parameters:,}"
     described["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -213,7 +210,6 @@ def inspect(file: Path) -> None:
 @click.option("--licence", default="unknown", show_default=True, help="Of the tokens, for the file's metadata.")
 @click.option("--output", required=True, type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@_clear_errors
 def convert(family: str, objective: str, base_model: str, licence: str, output: Path, folder: Path) -> None:
     """Make a soft-token file of published `.pth` tables; nothing in them is run."""
     from softrepa_pipeline.convert import read_published
@@ -239,7 +235,6 @@ def presets() -> None:
 @_env
 @_params
 @click.option("--images", type=click.IntRange(min=1), help="Size of the data set; what ingest counted unless given.")
-@_clear_errors
 def plan(env: str | None, params: str, images: int | None) -> None:
     """Say what a training with these settings will take: arithmetic, memory, disk, and time."""
     parameters = _parameters(env, params)
@@ -273,7 +268,6 @@ def cache() -> None:
 @cache.command("list")
 @_env
 @_params
-@_clear_errors
 def list_caches(env: str | None, params: str) -> None:
     """List them, the last used first: tensors, shards, size, last use."""
     from softrepa_pipeline.caches import usage
@@ -289,7 +283,6 @@ def list_caches(env: str | None, params: str) -> None:
 @cache.command("verify")
 @_env
 @_params
-@_clear_errors
 def verify_caches(env: str | None, params: str) -> None:
     """Compare every shard with its checksum; a damaged one is set aside, and what it held made anew when needed."""
     from softrepa_pipeline.caches import stores_under
@@ -308,7 +301,6 @@ def verify_caches(env: str | None, params: str) -> None:
 @click.option(
     "--max-gb", type=click.FloatRange(min=0), help="Remove what was not used for longest, until these are left."
 )
-@_clear_errors
 def prune_caches(env: str | None, params: str, older_than: float | None, max_gb: float | None) -> None:
     """Remove shards that were not used for long, damaged ones, and what killed writers left behind."""
     from softrepa_pipeline.caches import prune
