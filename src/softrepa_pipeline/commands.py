@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softrepa_pipeline.publishing.commands import push
+from softrepa_pipeline.publishing.commands import export, push
 
 if TYPE_CHECKING:
     from softrepa_pipeline.training.estimate import Estimate
@@ -46,6 +46,7 @@ def main() -> None:
 
 
 main.add_command(push)
+main.add_command(export)
 
 
 @main.command()

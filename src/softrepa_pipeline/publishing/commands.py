@@ -26,3 +26,17 @@ def push(tokens: Path, repo: str, report: Path | None, data_licence: str | None,
     for name, content in contents.items():
         click.echo(f"{len(content):>12,} bytes  {name}")
     click.echo(f"nothing was sent to {repo} (--dry-run)")
+
+
+@click.command()
+@click.option("--format", "kind", type=click.Choice(("diffusers",)), default="diffusers", show_default=True)
+@click.option("--tokens", required=True, type=click.Path(path_type=Path), help="Soft-token file.")
+@click.option("--base", required=True, help="Diffusers folder or hub id of the base that they were trained on.")
+@click.option("--copy-base", is_flag=True, help="Copy the base's weights into the folder instead of linking to them.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write; it must not be there.")
+def export(kind: str, tokens: Path, base: str, copy_base: bool, out: Path) -> None:
+    """Write a folder that stock diffusers loads with the tokens active, without this package."""
+    from softrepa_pipeline.publishing.diffusers_folder import export_diffusers
+
+    export_diffusers(tokens, base, out, copy_base)
+    click.echo(f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)')
