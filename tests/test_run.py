@@ -62,8 +62,8 @@ def runs(project: Path) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
 
 
-def evaluation(project: Path) -> dict[str, Any]:
-    summary = json.loads((project / "data/08_reporting/evaluation.json").read_text())
+def evaluation(project: Path, model: str = "embedded_sd3/shapes/softrepa") -> dict[str, Any]:
+    summary = json.loads((project / "data/08_reporting" / model / "evaluation.json").read_text())
     del summary["seconds"]
     return summary
 
@@ -71,12 +71,12 @@ def evaluation(project: Path) -> dict[str, Any]:
 def test_default_pipeline_is_deterministic_skips_what_is_done_and_is_tracked(project: Path) -> None:
     first = kedro_run(project, "--params", SMALL)
     summary = evaluation(project)
-    assert {"family", "objective", "num_prompts", "base", "soft", "delta", "retrieval"} <= set(summary)
+    assert {"family", "objective", "num_prompts", "base", "soft", "delta", "measures"} <= set(summary)
     assert summary["num_prompts"] == 24
-    assert set(summary["delta"]["overall"]) == {"mean", "low", "high"}
+    assert set(summary["delta"]["overall"]) == {"mean", "low", "high", "p"}
     assert "counting" in first.stderr
     assert "make ui" in first.stderr
-    report = (project / "data/08_reporting/report.html").read_text()
+    report = (project / "data/08_reporting/embedded_sd3/shapes/softrepa/report.html").read_text()
     assert "data:image/png;base64," in report
     assert "http" not in report.replace("http-equiv", "")
 
@@ -101,7 +101,7 @@ def test_default_pipeline_is_deterministic_skips_what_is_done_and_is_tracked(pro
 
 def test_another_family_and_objective_by_one_switch(project: Path) -> None:
     kedro_run(project, "--params", f"family=sdxl,objective=agsm,{SMALL}")
-    summary = evaluation(project)
+    summary = evaluation(project, "embedded_sdxl/shapes/agsm")
     assert (summary["family"], summary["objective"]) == ("sdxl", "agsm")
     tokens, metadata = load_soft_tokens(project / TOKENS.replace("sd3", "sdxl").replace("softrepa", "agsm"), "sdxl")
     assert metadata["objective"] == "agsm"

@@ -19,7 +19,7 @@ from softrepa_pipeline.evaluation.intrinsic import (
     first_layers,
     level_measures,
     measure_by_depth,
-    measure_by_level,
+    summarise_depths,
 )
 from softrepa_pipeline.evaluation.pixels import to_pixels
 from softrepa_pipeline.evaluation.retrieval import (
@@ -149,9 +149,11 @@ def test_depths_have_tokens_in_the_first_layers_alone(
             expected = level_measures(caption_errors(backbone, candidates), LEVELS)
         np.testing.assert_array_equal(measured.hits, expected.hits)
         np.testing.assert_array_equal(measured.information, expected.information)
-    by_level = measure_by_level(backbone, tokens, images, captions, 0)
-    for measured, expected in zip((found.depths[0], found.depths[-1]), by_level, strict=True):
-        np.testing.assert_array_equal(measured.information, expected.information)
+    summary = summarise_depths(found)
+    gain = found.depths[-1].information.mean(axis=0) - found.depths[0].information.mean(axis=0)
+    assert [point["delta"]["mean"] for point in summary["by_level"]["information"]] == pytest.approx(list(gain))
+    assert summary["by_depth"]["information"][-1]["delta"]["mean"] == pytest.approx(gain.mean())
+    assert summary["by_depth"]["hits"][0]["delta"]["mean"] == 0
     information = [measured.information for measured in found.depths]
     assert all(not np.array_equal(less, more) for less, more in pairwise(information))
 

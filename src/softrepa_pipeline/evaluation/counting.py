@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from softrepa_pipeline.shapes.claims import Claim, ObjectClaim
-from softrepa_pipeline.shapes.dataset import Prompt
 from softrepa_pipeline.shapes.verifier import Sight, look
 
 # What the verifier sees in each image (prompts, seeds).
@@ -35,17 +34,17 @@ def look_at(images: np.ndarray) -> Sights:
     return [[look(image) for image in row] for row in images]
 
 
-def count_confusion(prompts: Sequence[Prompt], sights: Sights) -> CountConfusion:
+def count_confusion(claims: Sequence[Claim], sights: Sights) -> CountConfusion:
     """Images of the prompts that name a count, the counting task's, by what was asked for and what was drawn.
 
     An object counts where it is of the shape asked for, and of the colour and size where those are named; others do
     not, as in GenEval. Prompts without a count are left out; if none has one there is no row.
     """
     counting = [
-        (prompt.claim.count, _drawn(prompt.claim.objects[0], sight))
-        for prompt, row in zip(prompts, sights, strict=True)
+        (claim.count, _drawn(claim.objects[0], sight))
+        for claim, row in zip(claims, sights, strict=True)
         for sight in row
-        if prompt.claim.count
+        if claim.count
     ]
     asked = sorted({count for count, _ in counting})
     more = max(asked, default=0) + 1
@@ -55,7 +54,7 @@ def count_confusion(prompts: Sequence[Prompt], sights: Sights) -> CountConfusion
     return CountConfusion(tuple(asked), images)
 
 
-def repetitions(prompts: Sequence[Prompt], sights: Sights) -> np.ndarray:
+def repetitions(claims: Sequence[Claim], sights: Sights) -> np.ndarray:
     """Objects beyond those asked for in each image (prompts, seeds), int; their mean is the repetition index.
 
     Every prompt of the embedded world fixes how many objects are there: the count that it names, else one of each
@@ -63,8 +62,7 @@ def repetitions(prompts: Sequence[Prompt], sights: Sights) -> np.ndarray:
     where named) beyond that number are repetitions: three red circles for "a red circle" are two. One too few of
     another kind makes up for nothing, and what the prompt does not name is no repetition: a square, or a blue circle.
     """
-    rows = zip(prompts, sights, strict=True)
-    return np.array([[_repeated(prompt.claim, sight) for sight in row] for prompt, row in rows])
+    return np.array([[_repeated(claim, sight) for sight in row] for claim, row in zip(claims, sights, strict=True)])
 
 
 def _repeated(claim: Claim, sight: Sight) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, Sites
 from softrepa_pipeline.evaluation.retrieval import Candidates, caption_errors, encode_candidates, is_own_lowest
+from softrepa_pipeline.evaluation.statistics import paired_intervals
 from softrepa_pipeline.inference import add_tokens
 from softrepa_pipeline.objectives import mutual_information_bound, raw_logits
 from softrepa_pipeline.soft_tokens import SoftTokens
@@ -52,30 +53,46 @@ class DepthMeasures:
     depths: tuple[LevelMeasures, ...]
 
 
-def measure_by_level(
-    backbone: Backbone, tokens: SoftTokens, images: np.ndarray, captions: list[list[str]], seed: int
-) -> tuple[LevelMeasures, LevelMeasures]:
-    """The base and the base with tokens on images (images, height, width, 3), uint8; captions[i][0] is image i's own.
-
-    Both see the same noise. See `level_measures` for the numbers.
-    """
-    candidates = encode_candidates(backbone, images, captions, LEVELS, seed)
-    base, soft = (
-        _measure(backbone, kept, candidates) for kept in tqdm((None, tokens), desc="base and soft", leave=False)
-    )
-    return base, soft
-
-
 def measure_by_depth(
     backbone: Backbone, tokens: SoftTokens, images: np.ndarray, captions: list[list[str]], seed: int
 ) -> DepthMeasures:
-    """As `measure_by_level`, with tokens in only the first k of their layers, for every k."""
+    """Tokens in only the first k of their layers, for every k, on images (images, height, width, 3), uint8.
+
+    captions[i][0] is image i's own. All see the same noise. See `level_measures` for the numbers.
+    """
     candidates = encode_candidates(backbone, images, captions, LEVELS, seed)
     prefixes = first_layers(tokens, backbone.sites(tokens.config.layers))
     depths = [
         _measure(backbone, kept, candidates) for kept in tqdm((None, *prefixes), desc="depth by depth", leave=False)
     ]
     return DepthMeasures(prefixes[-1].config.layers, tuple(depths))
+
+
+def summarise_depths(measured: DepthMeasures) -> dict[str, Any]:
+    """Means with the 95 % intervals of their difference to the base: by level with all tokens, and by depth."""
+    base, *_, soft = measured.depths
+    return {
+        "levels": base.levels.tolist(),
+        "layers": list(measured.layers),
+        "by_level": {
+            name: [
+                _against(getattr(base, name)[:, level], getattr(soft, name)[:, level]) for level in range(len(LEVELS))
+            ]
+            for name in ("hits", "information")
+        },
+        "by_depth": {
+            name: [
+                _against(getattr(base, name).mean(axis=1), getattr(own, name).mean(axis=1)) for own in measured.depths
+            ]
+            for name in ("hits", "information")
+        },
+    }
+
+
+def _against(base: Float[np.ndarray, " images"], soft: Float[np.ndarray, " images"]) -> dict[str, Any]:
+    before, after = base[:, None].astype(float), soft[:, None].astype(float)
+    delta, _ = paired_intervals(before, after, ["images"] * len(base))
+    return {"base": float(base.mean()), "soft": float(soft.mean()), "delta": asdict(delta)}
 
 
 def first_layers(tokens: SoftTokens, sites: Sites) -> list[SoftTokens]:
