@@ -1,4 +1,4 @@
-"""A month of retraining on the embedded world: four drops of captions, the schedule's command after each, kills between.
+"""A month of retraining on the embedded world: drops of captions, the schedule's command after each, kills between.
 
     python benchmarks/month.py /tmp/month [--kills 2]
 
