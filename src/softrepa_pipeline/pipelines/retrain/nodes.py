@@ -109,10 +109,10 @@ def train_challenger(
     folders: dict[str, str],
     runner: dict[str, Any],
     cache: dict[str, Any],
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Mine the data set, of which only the new is embedded, and train on the new and some of the old."""
     if not news["is_enough"]:
-        return None
+        return {}  # Kedro hands no None on
     config, folder = build(RetrainConfig, parameters, "retrain"), Path(news["folder"])
     negatives = mine_negatives(pairs, mine, clip, folders, runner, cache, force=False)
     table, champion = Path(pairs["folder"]) / PAIRS, news["champion_tokens"]
@@ -143,7 +143,7 @@ def train_challenger(
 
 
 def judge_challenger(
-    challenger: dict[str, Any] | None,
+    challenger: dict[str, Any],
     news: dict[str, Any],
     pairs: dict[str, Any],
     world: dict[str, Any],
@@ -153,10 +153,10 @@ def judge_challenger(
     parameters: dict[str, Any],
     folders: dict[str, str],
     runner: dict[str, Any],
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """The challenger against the champion and the base on the same prompts, and on images that no training has seen."""
-    if challenger is None:
-        return None
+    if not challenger:
+        return {}
     config = build(RetrainConfig, parameters, "retrain")
     own = build(EvaluationConfig, {"sampling": sampling["settings"], **evaluation}, "evaluation")
     benchmark, studio = prepare(own, world, folders, runner)
@@ -189,8 +189,8 @@ def judge_challenger(
 
 
 def promote_challenger(
-    verdict: dict[str, Any] | None,
-    challenger: dict[str, Any] | None,
+    verdict: dict[str, Any],
+    challenger: dict[str, Any],
     news: dict[str, Any],
     parameters: dict[str, Any],
     pairs: dict[str, Any],
@@ -199,7 +199,7 @@ def promote_challenger(
 ) -> dict[str, Any]:
     """Give the challenger the champion's place, or keep it; either way the new data has been considered."""
     config, folder = build(RetrainConfig, parameters, "retrain"), Path(folders["retrain"])
-    if verdict is None or challenger is None:
+    if not verdict:
         decision: dict[str, Any] = {"decision": "nothing new", "new_images": news["num_new"]}
         tracking.set_tag("retrain.decision", decision["decision"])
         return decision
