@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -23,6 +23,7 @@ from typing import Any, NoReturn, final
 import mlflow
 import psutil
 from kedro.config import MissingConfigException
+from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DatasetError
 from kedro.pipeline import Pipeline
@@ -31,6 +32,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from omegaconf.errors import OmegaConfBaseException
+
+from softrepa_pipeline.alerts import AlertConfig, alert
+from softrepa_pipeline.config import build
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,12 @@ class ProjectHooks:
         self._num_done = 0
         self._started: dict[str, float] = {}
         self._previous_handler: Any = None
+        self._alerts: Mapping[str, Any] = {}
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Remember who is told of a failed run."""
+        self._alerts = context.params.get("alerts", {})
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
@@ -98,11 +108,14 @@ class ProjectHooks:
         self._report(node.name, "failed")
 
     @hook_impl
-    def on_pipeline_error(self, error: Exception) -> None:
-        """Keep the traceback with the run, which kedro-mlflow has just marked FAILED."""
+    def on_pipeline_error(self, error: Exception, run_params: dict[str, Any]) -> None:
+        """Keep the traceback with the run, which kedro-mlflow has just marked FAILED, and send an alert."""
         if self._run_id is not None:
             _set_tags(self._run_id, {"error": one_line(error)})
             MlflowClient().log_text(self._run_id, "".join(traceback.format_exception(error)), "traceback.txt")
+        pipeline = _pipeline_tags(run_params)["kedro.pipeline"]
+        event = {"event": "run failed", "pipeline": pipeline, "error": one_line(error), "mlflow_run": self._run_id}
+        alert(build(AlertConfig, self._alerts, "alerts"), event)
         self._end()
 
     @hook_impl
