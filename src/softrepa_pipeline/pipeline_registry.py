@@ -21,6 +21,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "train": train,
         "results": stages["ingest"] + stages["mine"] + results.create_pipeline(),
         "retrain": retrain.create_pipeline(),
+        "rollback": retrain.create_rollback(),
         "edit": edit.create_pipeline(),
         "overhead": overhead.create_pipeline(),
         "pretrain": pretrain.create_pipeline(),

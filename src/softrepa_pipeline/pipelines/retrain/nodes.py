@@ -33,6 +33,7 @@ from softrepa_pipeline.training.replay import write_replay
 
 logger = logging.getLogger(__name__)
 
+_HELD: dict[Path, FileLock] = {}  # a lock that nobody refers to lets go
 PAIRS, CONSIDERED, LOCK = "pairs.parquet", "considered.json", "lock"
 
 
@@ -62,8 +63,9 @@ def take_lock(folders: dict[str, str]) -> str:
     """
     folder = Path(folders["retrain"])
     folder.mkdir(parents=True, exist_ok=True)
+    lock = _HELD.setdefault(folder, FileLock(folder / LOCK, timeout=0))
     try:
-        FileLock(folder / LOCK, timeout=0, is_singleton=True).acquire()
+        lock.acquire()
     except Timeout as error:
         raise ValueError(f"another retraining is running: it holds {folder / LOCK}") from error
     return str(folder / LOCK)
@@ -223,6 +225,14 @@ def promote_challenger(
     tracking.log_metrics({"retrain/gain": verdict["against_champion"]["mean"], "retrain/passed": verdict["passed"]})
     logger.info("%s%s", decision["decision"], "".join(f"; {reason}" for reason in decision["because"]))
     return decision
+
+
+def roll_back(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Give the champion's place back to the version before it."""
+    config = build(RetrainConfig, parameters, "retrain")
+    version = Registry(config.registered_model).roll_back()
+    logger.info("champion of %s: version %d (%s)", config.registered_model, version.number, version.tokens)
+    return asdict(version)
 
 
 def _register(registry: Registry, tokens: str, verdict: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from softrepa_pipeline.pipelines.retrain.nodes import (
     ingest_alone,
     judge_challenger,
     promote_challenger,
+    roll_back,
     take_lock,
     train_challenger,
 )
@@ -47,3 +48,7 @@ def create_pipeline() -> Pipeline:
             node(promote_challenger, promote, "retraining", name="promote_challenger"),
         ]
     )
+
+
+def create_rollback() -> Pipeline:
+    return pipeline([node(roll_back, "params:retrain", "champion", name="roll_back")])
