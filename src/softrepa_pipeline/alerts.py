@@ -32,7 +32,7 @@ def alert(config: AlertConfig, event: Mapping[str, Any]) -> None:
     body = json.dumps(event).encode()
     try:
         if config.command:
-            subprocess.run(config.command, input=body, check=True, timeout=_TIMEOUT)
+            subprocess.run(config.command, input=body, check=True, timeout=_TIMEOUT, stdout=subprocess.DEVNULL)
         if config.url is not None:
             headers = {"Content-Type": "application/json"}
             request = urllib.request.Request(config.url, body, headers)
