@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from softrepa_pipeline import tracking
 from softrepa_pipeline.alerts import AlertConfig, alert
@@ -26,15 +24,12 @@ from softrepa_pipeline.pipelines.evaluate.nodes import prepare
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
 from softrepa_pipeline.pipelines.ingest.nodes import ingest_pairs
 from softrepa_pipeline.pipelines.mine.nodes import mine_negatives
+from softrepa_pipeline.pipelines.retrain.memory import PAIRS, Memory, known_to
 from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.registry import Registry
-from softrepa_pipeline.stage import write_json
 from softrepa_pipeline.training.replay import write_replay
 
 logger = logging.getLogger(__name__)
-
-_HELD: dict[Path, FileLock] = {}  # a lock that nobody refers to lets go
-PAIRS, CONSIDERED, LOCK = "pairs.parquet", "considered.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,9 @@ class RetrainConfig:
 
 
 def take_lock(folders: dict[str, str]) -> str:
-    """Keep every other retraining of this folder out, until this process ends.
-
-    Raises:
-        ValueError: one is running.
-    """
-    folder = Path(folders["retrain"])
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _HELD.setdefault(folder, FileLock(folder / LOCK, timeout=0))
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(f"another retraining is running: it holds {folder / LOCK}") from error
-    return str(folder / LOCK)
+    """Keep other retrainings of the data set out."""
+    Memory(Path(folders["retrain"])).lock()
+    return folders["retrain"]
 
 
 def ingest_alone(lock: str, *arguments: Any) -> dict[str, Any]:
@@ -80,17 +65,16 @@ def ingest_alone(lock: str, *arguments: Any) -> dict[str, Any]:
 def find_news(pairs: dict[str, Any], parameters: dict[str, Any], folders: dict[str, str]) -> dict[str, Any]:
     """What has come since the last retraining looked, and the champion it will go up against."""
     config = build(RetrainConfig, parameters, "retrain")
-    table, folder = Path(pairs["folder"]) / PAIRS, Path(folders["retrain"])
-    considered = _considered(folder)
-    num_new = len(new_images(Path(considered["pairs"]), table))
+    memory = Memory(Path(folders["retrain"]))
+    num_new = len(memory.new_images(pairs))
     champion = Registry(config.registered_model).champion()
     news = {
         "num_new": num_new,
-        "num_quarantined": max(0, pairs["num_quarantined"] - considered["num_quarantined"]),
+        "num_quarantined": memory.new_quarantined(pairs),
         "is_enough": num_new >= config.min_new_images,
         "champion": None if champion is None else champion.number,
         "champion_tokens": None if champion is None else champion.tokens,
-        "folder": str(folder / pairs["digest"]),
+        "folder": str(memory.folder / pairs["digest"]),
     }
     if not news["is_enough"]:
         logger.info("nothing new: %d new images, %d are needed", num_new, config.min_new_images)
@@ -118,7 +102,7 @@ def train_challenger(
     config, folder = build(RetrainConfig, parameters, "retrain"), Path(news["folder"])
     negatives = mine_negatives(pairs, mine, clip, folders, runner, cache, force=False)
     table, champion = Path(pairs["folder"]) / PAIRS, news["champion_tokens"]
-    new = new_images(_trained_on(champion), table)
+    new = new_images(known_to(champion), table)
     fresh = _hold_out(config, new)
     replayed = folder / "negatives.parquet"
     num_images = write_replay(
@@ -134,13 +118,13 @@ def train_challenger(
     )
     # What a later retraining takes as known to these tokens.
     shutil.copyfile(table, folder / PAIRS)
-    considered = set(new_images(Path(_considered(Path(folders["retrain"]))["pairs"]), table))
+    just_come = set(Memory(Path(folders["retrain"])).new_images(pairs))
     misfits = pq.read_table(Path(negatives["folder"]) / "misfits.parquet", columns=["image_id"])["image_id"].to_pylist()
     return {
         "tokens": trained["file"],
         "num_images": num_images,
         "fresh": fresh,
-        "num_bad": news["num_quarantined"] + sum(image_id in considered for image_id in misfits),
+        "num_bad": news["num_quarantined"] + sum(image_id in just_come for image_id in misfits),
     }
 
 
@@ -200,7 +184,7 @@ def promote_challenger(
     alerts: dict[str, Any],
 ) -> dict[str, Any]:
     """Give the challenger the champion's place, or keep it; either way the new data has been considered."""
-    config, folder = build(RetrainConfig, parameters, "retrain"), Path(folders["retrain"])
+    config = build(RetrainConfig, parameters, "retrain")
     if not verdict:
         decision: dict[str, Any] = {"decision": "nothing new", "new_images": news["num_new"]}
         tracking.set_tag("retrain.decision", decision["decision"])
@@ -220,7 +204,7 @@ def promote_challenger(
         decision["champion"] = news["champion"]
         event = {"event": "gate failed", "registered_model": config.registered_model, "because": decision["because"]}
         alert(build(AlertConfig, alerts, "alerts"), event)
-    _consider(folder, pairs)
+    Memory(Path(folders["retrain"])).consider(pairs)
     tracking.set_tag("retrain.decision", decision["decision"])
     tracking.log_metrics({"retrain/gain": verdict["against_champion"]["mean"], "retrain/passed": verdict["passed"]})
     logger.info("%s%s", decision["decision"], "".join(f"; {reason}" for reason in decision["because"]))
@@ -241,23 +225,6 @@ def _register(registry: Registry, tokens: str, verdict: dict[str, Any]) -> Any:
     source = tokens if run_id is None else f"runs:/{run_id}/tokens"
     gain = "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**verdict["against_base"])
     return registry.promote(tokens, source, run_id, {"softrepa.gain_over_base": gain})
-
-
-def _considered(folder: Path) -> dict[str, Any]:
-    file = folder / CONSIDERED
-    return json.loads(file.read_text()) if file.is_file() else {"pairs": str(folder / "none"), "num_quarantined": 0}
-
-
-def _consider(folder: Path, pairs: dict[str, Any]) -> None:
-    """Keep what the next retraining takes as known, whatever was decided on it."""
-    copy = folder / pairs["digest"] / "considered.parquet"
-    shutil.copyfile(Path(pairs["folder"]) / PAIRS, copy)
-    write_json(folder / CONSIDERED, {"pairs": str(copy), "num_quarantined": pairs["num_quarantined"]})
-
-
-def _trained_on(champion_tokens: str | None) -> Path:
-    """The pairs that the champion's training knew; no file where it was trained elsewhere."""
-    return Path("none") if champion_tokens is None else Path(champion_tokens).parents[1] / PAIRS
 
 
 def _hold_out(config: RetrainConfig, new: list[str]) -> list[str]:
