@@ -92,4 +92,4 @@ def test_processes_encode_what_one_does(model: ModelConfig, tmp_path: Path) -> N
 def test_killed_at_any_moment_encoding_ends_with_the_same_files(
     model: ModelConfig, tmp_path: Path, processes: multiprocessing.context.ForkServerContext, num_kills: int
 ) -> None:
-    killed_at_random(processes, partial(encode, model=model), tmp_path, num_kills, num_shards=12)
+    killed_at_random(processes, partial(encode, model=model), tmp_path, num_kills, num_files=12)
