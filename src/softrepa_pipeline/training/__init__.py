@@ -7,6 +7,7 @@ from softrepa_pipeline.training.job import Job, Provenance, SamplesConfig, launc
 from softrepa_pipeline.training.latents import encode_latents, latent_store
 from softrepa_pipeline.training.presets import PRESETS, configured, fit_config
 from softrepa_pipeline.training.records import Record
+from softrepa_pipeline.training.texts import TextCache
 
 __all__ = [
     "PRESETS",
@@ -17,6 +18,7 @@ __all__ = [
     "Provenance",
     "Record",
     "SamplesConfig",
+    "TextCache",
     "TrainingSet",
     "configured",
     "encode_latents",

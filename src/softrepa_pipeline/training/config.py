@@ -179,13 +179,16 @@ class ExecutionConfig:
     """How a training is run; it changes nothing in the result but rounding.
 
     `max_pairs_in_memory` bounds what one backward holds; null measures what fits. `compile` compiles the denoiser's
-    repeated blocks, which pays on a GPU. Checkpoints are written every `checkpoint_steps` or `checkpoint_minutes`,
-    whichever comes first. With several `num_processes` a worker that dies is restarted up to `max_restarts` times.
+    repeated blocks, which pays on a GPU. With `text_cache` each caption is encoded once, before the first step, and its
+    text states are kept on disk where there is room; null does so where the base has a T5. Checkpoints are written
+    every `checkpoint_steps` or `checkpoint_minutes`, whichever comes first. With several `num_processes` a worker that
+    dies is restarted up to `max_restarts` times.
     """
 
     num_processes: int = 1
     max_pairs_in_memory: int | None = None
     compile: bool = False
+    text_cache: bool | None = None
     checkpoint_steps: int = 25
     checkpoint_minutes: float = 10.0
     max_restarts: int = 3

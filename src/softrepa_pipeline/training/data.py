@@ -15,6 +15,7 @@ from torch import Tensor
 from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.tensor_store import StoredRows
 from softrepa_pipeline.training.config import FitConfig
+from softrepa_pipeline.training.texts import StoredTexts
 
 LatentsOf = Callable[[list[str]], Tensor | StoredRows]
 
@@ -39,7 +40,7 @@ class TrainingSet:
     """Latents (images, channels, height, width) with captions and mined negatives, in the same order.
 
     `members` are the images that this set draws from; captions of the others may still be negatives. `mirrored` are the
-    latents of the mirrored images, where there are any.
+    latents of the mirrored images, `texts` the text states of all captions that are drawn, where they are kept.
     """
 
     latents: Tensor | StoredRows
@@ -50,6 +51,7 @@ class TrainingSet:
     all_captions: list[str]
     members: np.ndarray
     mirrored: Tensor | StoredRows | None = None
+    texts: StoredTexts | None = None
 
     @classmethod
     def read(cls, latents_of: LatentsOf, negatives_file: Path, mirrored_of: LatentsOf | None = None) -> TrainingSet:
@@ -82,6 +84,17 @@ class TrainingSet:
         order = numpy_generator(config.seed, "held out").permutation(self.members)
         kept, held_out = order[config.held_out_images :], order[: config.held_out_images]
         return replace(self, members=np.sort(kept)), replace(self, members=np.sort(held_out))
+
+    def drawn_captions(self, config: FitConfig) -> list[str]:
+        """Every caption that a training with these settings can score, sorted: those that there are bound them."""
+        found = set(self.all_captions)
+        if config.held_out_images or (config.objective != "dsm" and config.candidates == "sampled"):
+            edited, mined = (max(shares) for shares in zip(config.shares_at(0.0), config.shares_at(1.0), strict=True))
+            if edited:
+                found.update(text for own in self.edits for texts in own for text in texts)
+            if mined:
+                found.update(text for negatives in self.negatives for text in negatives)
+        return sorted(found)
 
     def candidates(self, config: FitConfig, positions: range, part: slice = slice(None)) -> Candidates:
         """The images at these positions of the endless sample order, and their candidates.

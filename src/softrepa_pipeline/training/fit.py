@@ -135,7 +135,10 @@ class Trainer:
             return None
         first = self._first(2)
         pair = first.rows_at(torch.arange(1), torch.ones(1), share=False).pairs[:1]
-        return step_flop(self.method, plan, count(self.backbone, pair), self.group.size) / (peak * self.group.size)
+        flop = count(self.backbone, pair)
+        if self.data.texts is not None:
+            flop = replace(flop, caption=0)
+        return step_flop(self.method, plan, flop, self.group.size) / (peak * self.group.size)
 
     def _first(self, num_images: int) -> StepData:
         return load_step(self.backbone, self.data, self.config, torch.ones(1), 0, slice(0, num_images))

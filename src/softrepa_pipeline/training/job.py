@@ -23,6 +23,7 @@ from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.distributed import joined
 from softrepa_pipeline.training.fit import Observer, fit
+from softrepa_pipeline.training.texts import TextCache, are_kept, keep_texts
 
 _GRID_COLUMNS = 4
 _LEAST_SIDE = 128
@@ -52,7 +53,7 @@ class Job:
     """Everything that a training reads, and the folder where it keeps checkpoints, curves, samples and tokens.
 
     `latents` is the folder of a tensor store with the latents of all images that the table `negatives` names,
-    `mirrored` with `fit.flip` that of the mirrored images.
+    `mirrored` with `fit.flip` that of the mirrored images, `texts` where text states may be kept.
     """
 
     model: ModelConfig
@@ -64,6 +65,7 @@ class Job:
     folder: str
     provenance: Provenance
     mirrored: str | None = None
+    texts: TextCache | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -129,6 +131,9 @@ def run_job(file: Path) -> None:
             cast(Any, backbone.denoiser).compile_repeated_blocks()
         mirrored_of = TensorStore(Path(job.mirrored)).rows if job.mirrored else None
         data = TrainingSet.read(TensorStore(Path(job.latents)).rows, Path(job.negatives), mirrored_of)
+        if job.texts is not None and are_kept(backbone, job.execution):
+            captions = data.drawn_captions(job.fit)
+            data = replace(data, texts=keep_texts(backbone, model, captions, job.texts, group))
         folder = Path(job.folder)
         samples = Samples(backbone, data.all_captions, job.samples, folder / "samples")
         observer = Observer(on_milestone=samples.draw)

@@ -12,7 +12,7 @@ from typing import Any
 
 from softrepa_pipeline import tracking
 from softrepa_pipeline.backbones import ModelConfig
-from softrepa_pipeline.caches import CacheConfig, limited
+from softrepa_pipeline.caches import CacheConfig, cache_folders, limited
 from softrepa_pipeline.config import build
 from softrepa_pipeline.ingestion import image_ids, read_images
 from softrepa_pipeline.pipelines.fit.follow import following
@@ -24,6 +24,7 @@ from softrepa_pipeline.training import (
     Job,
     Provenance,
     SamplesConfig,
+    TextCache,
     configured,
     encode_latents,
     latent_store,
@@ -62,8 +63,10 @@ def fit_tokens(
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
     where, limit = make_runner(build(RunnerConfig, runner, "runner")), build(CacheConfig, cache, "cache")
 
+    stores = cache_folders(folders)
+
     def compute() -> dict[str, Any]:
-        with limited([Path(folders["latents"]), Path(folders["clip"])], limit):
+        with limited(stores, limit):
             encode = partial(_encode, pairs, model_config, config.resolution, folders, where)
             latents, mirrored = encode(mirrored=False), encode(mirrored=True) if config.flip else None
         work = stage.folder / "runs" / stage.fingerprint
@@ -82,12 +85,13 @@ def fit_tokens(
                 samples=samples,
                 latents=latents,
                 mirrored=mirrored,
+                texts=TextCache(folders["texts"], limit.max_gb),
                 negatives=str(Path(negatives["folder"]) / "negatives.parquet"),
                 folder=str(work),
                 provenance=provenance,
             )
             started = time.perf_counter()
-            with following(run, work):
+            with following(run, work), limited(stores, limit):
                 launch(job)
             result = _result(job, stage)
             result["seconds"] = time.perf_counter() - started
