@@ -28,7 +28,7 @@ CLIP = Path(__file__).parents[1] / "data/06_models/embedded/clip"
 
 def encoded(model: ModelConfig, numbers: list[int], store: TensorStore, num_processes: int = 1) -> Tensor:
     runner, reading = LocalRunner(num_processes), partial(read, numbers)
-    found = encode_latents(model, keys(*numbers), reading, 32, store, runner)
+    found = encode_latents(model, keys(*numbers), reading, (32, 32), store, runner)
     return found[torch.arange(len(found))]
 
 

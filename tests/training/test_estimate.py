@@ -157,7 +157,7 @@ def test_files_have_the_size_that_was_told(
     images = [Image.new("RGB", (48, 40), (index * 40, 0, 0)) for index in range(5)]
     store, model = TensorStore(tmp_path / "latents"), ModelConfig("sd3", str(sd3_folder), max_sequence_length=0)
     ids = [letter * 32 for letter in "abcde"]
-    encode_latents(model, ids, lambda places: [images[place] for place in places], config.resolution, store)
+    encode_latents(model, ids, lambda places: [images[place] for place in places], (config.resolution,) * 2, store)
     (file,) = (tmp_path / "latents").iterdir()
     assert file.stat().st_size == pytest.approx(found.latent_bytes, rel=0.02)
 

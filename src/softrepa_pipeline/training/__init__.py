@@ -1,5 +1,6 @@
 """Training of soft tokens on a frozen base model."""
 
+from softrepa_pipeline.training.buckets import Size, assign, bucket_sizes, write_buckets
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.fit import Observer, fit
@@ -18,12 +19,16 @@ __all__ = [
     "Provenance",
     "Record",
     "SamplesConfig",
+    "Size",
     "TextCache",
     "TrainingSet",
+    "assign",
+    "bucket_sizes",
     "configured",
     "encode_latents",
     "fit",
     "fit_config",
     "latent_store",
     "launch",
+    "write_buckets",
 ]

@@ -26,7 +26,9 @@ class FitConfig:
     for all. Timesteps lie in `timestep_range`, one an image, or with `shared_draws` one timestep and one noise for all:
     `uniform`, `logit_normal` (arXiv 2403.03206), or `importance`, drawn as often as the base model's own gradient
     weight at them is large and weighted by 1/q. `noise_offset` shifts each channel of the noise at random. With `flip`
-    half of the images are mirrored, but none of which a candidate names left or right.
+    half of the images are mirrored, but none of which a candidate names left or right. With `aspect_ratio_buckets`
+    images are cropped to the nearest of several shapes of about resolution² pixels in place of a square, and all of a
+    step have one shape; each epoch leaves out what fills no step of its shape.
 
     Objective: `softrepa` has `logits` (`exponential` is the paper's form, `relative` the same from the row's best
     caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
@@ -57,6 +59,7 @@ class FitConfig:
     timestep_range: tuple[float, float] = (0.0, 1000.0)
     noise_offset: float = 0.0
     flip: bool = False
+    aspect_ratio_buckets: bool = False
     logits: str = "exponential"
     scale: float = 4.0
     temperature: float | tuple[float, ...] = 0.07

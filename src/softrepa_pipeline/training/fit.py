@@ -96,9 +96,9 @@ class Trainer:
         self.group = group
         self.observer = observer if group.rank == 0 else Observer()
         self.data, self.held_out = data.split(config)
-        self.num_steps = config.steps_for(len(self.data))
+        self.num_steps = config.steps_for(self.data.epoch_length(config))
         self.sites = backbone.sites(config.layers)
-        tokens = initial_tokens(backbone, self.sites, config, data.latents.shape[1:])
+        tokens = initial_tokens(backbone, self.sites, config, self.data.latent_shape(config, range(1)))
         self.method = METHODS[config.objective](tokens, config).to(backbone.device)
         self.optimizer = torch.optim.AdamW(
             self.method.trainable, lr=config.learning_rate, weight_decay=config.weight_decay

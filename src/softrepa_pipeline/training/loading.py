@@ -56,7 +56,7 @@ def load_step(
 ) -> StepData:
     """The images of a step that fall to this process: a pure function of its arguments."""
     positions = config.positions_of(step)
-    draws = draw_noise(config, positions, data.latents.shape[1:], density, part)
+    draws = draw_noise(config, positions, data.latent_shape(config, positions), density, part)
     return load(backbone, data, config, positions, draws, part)
 
 
