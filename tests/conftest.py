@@ -100,7 +100,8 @@ def processes() -> Iterator[multiprocessing.context.ForkServerContext]:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     sd3 = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
-    context.set_forkserver_preload(["softrepa_pipeline.mining", "softrepa_pipeline.training.job", sd3])
+    ours = ("pipelines.mine.nodes", "training.job")
+    context.set_forkserver_preload([*(f"softrepa_pipeline.{name}" for name in ours), sd3])
     yield context
     if before is None:
         del os.environ["OMP_NUM_THREADS"]

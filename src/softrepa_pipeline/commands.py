@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from softrepa_pipeline.training import FitConfig
     from softrepa_pipeline.training.estimate import Estimate
 
 _EMBEDDED = Path("data/06_models/embedded")
@@ -256,7 +257,9 @@ def plan(env: str | None, params: str, images: int | None) -> None:
     num_images = images or _num_images(Path(parameters["folders"]["pairs"]), parameters["source"]["dataset"])
     if execution.num_processes > 1 and model.device == "cpu":
         share_cores(execution.num_processes)  # as each of them will have them
-    found = estimate(open_model(model), config, execution, num_images)
+    negatives = Path(parameters["folders"]["negatives"]) / "negatives.parquet"
+    num_captions = 0 if images else _num_captions(negatives, config)
+    found = estimate(open_model(model), config, execution, num_images, num_captions)
     click.echo(
         f"{config.objective}, preset {parameters['fit']['preset']}, on {model.base} ({model.dtype}, {model.device})"
     )
@@ -267,7 +270,7 @@ def plan(env: str | None, params: str, images: int | None) -> None:
 
 @main.group()
 def cache() -> None:
-    """What latents and CLIP embeddings take on disk; they are kept by content, for all data sets."""
+    """What latents, text states and CLIP embeddings take on disk; they are kept by content, for all data sets."""
 
 
 @cache.command("list")
@@ -320,8 +323,9 @@ def prune_caches(env: str | None, params: str, older_than: float | None, max_gb:
 
 
 def _cache_folders(environment: str | None, changes: str) -> list[Path]:
-    folders = _parameters(environment, changes)["folders"]
-    return [Path(folders[name]) for name in ("latents", "clip")]
+    from softrepa_pipeline.caches import cache_folders
+
+    return cache_folders(_parameters(environment, changes)["folders"])
 
 
 def _parameters(environment: str | None, changes: str) -> dict[str, Any]:
@@ -342,6 +346,18 @@ def _num_images(pairs: Path, dataset: str) -> int:
     return json.loads(manifest.read_text())["num_images"]
 
 
+def _num_captions(negatives: Path, config: FitConfig) -> int:
+    """Captions that a training can score; 0 before they are mined."""
+    if not negatives.is_file():
+        return 0
+    import torch
+
+    from softrepa_pipeline.training import TrainingSet
+
+    data = TrainingSet.read(lambda image_ids: torch.empty(len(image_ids)), negatives)
+    return len(data.drawn_captions(config))
+
+
 def _rows(found: Estimate) -> list[tuple[str, str]]:
     """The table's lines: name and value."""
     flop, pairs = found.flop, f"{found.plan.pairs_at_once} pairs × {_memory(found.pair_bytes)}"
@@ -359,6 +375,10 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
     if found.peak_bytes is not None:
         rows.append(("… highest", f"{_memory(found.peak_bytes)} beyond the weights (measured)"))
     rows += [("disk: latents", _disk(found.latent_bytes)), ("… checkpoints", _disk(found.checkpoint_bytes))]
+    if found.caption_bytes:
+        size = f"{_disk(found.caption_bytes)} a caption"
+        in_all = f"{_disk(found.caption_bytes * found.num_captions)} ({found.num_captions:,} × {size})"
+        rows.append(("… text states", in_all if found.num_captions else f"{size}; how many is known once mined"))
     if found.step_seconds is None or found.total_seconds is None:
         return [*rows, ("time", "measured only where the model's weights and device are at hand")]
     length = timedelta(seconds=round(found.total_seconds))
