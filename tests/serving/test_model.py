@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import mlflow
 import numpy as np
 import pandas as pd
@@ -144,6 +147,20 @@ def test_a_registered_model_is_served_by_its_alias(
     assert champion.predict(["a red circle"])["image"][0] == loaded.predict(["a red circle"])["image"][0]
 
 
+def test_more_requests_than_may_wait_are_turned_away(loaded: Any) -> None:
+    model = loaded.unwrap_python_model()
+    with ThreadPoolExecutor(serving.MAX_REQUESTS) as pool:
+        with model._painter._turn:  # as a drawing that takes long
+            asked = [pool.submit(loaded.predict, ["a red circle"]) for _ in range(serving.MAX_REQUESTS)]
+            while model._places._value:
+                time.sleep(0.01)
+            with pytest.raises(MlflowException, match="busy") as caught:
+                loaded.predict(["a red circle"])
+        assert caught.value.get_http_status_code() == 503
+        assert len({one.result()["image"][0] for one in asked}) == 1
+    assert len(loaded.predict(["a red circle"])) == 1
+
+
 @pytest.mark.slow
 def test_mlflow_serves_it_over_http(saved: Path, loaded: Any, tmp_path: Path) -> None:
     with socket.socket() as free:
@@ -177,16 +194,23 @@ def test_mlflow_serves_it_over_http(saved: Path, loaded: Any, tmp_path: Path) ->
             assert answer.status_code == 400
             assert answer.json()["error_code"] == "INVALID_PARAMETER_VALUE"
             assert "Traceback" not in answer.text
-        answer = requests.post(
-            address + "/invocations",
-            data=json.dumps({"inputs": [""]}),
-            headers={"Content-Type": "application/json"},
-            timeout=60,
-        )
-        assert answer.status_code == 400
+        answers = asyncio.run(ask_fifty(address + "/invocations"))
+        statuses = Counter(answer.status_code for answer in answers)
+        assert set(statuses) <= {200, 503}
+        assert statuses[200] >= 1
+        busy = [answer.json() for answer in answers if answer.status_code == 503]
+        assert all(one["error_code"] == "TEMPORARILY_UNAVAILABLE" for one in busy)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+async def ask_fifty(address: str) -> list[httpx2.Response]:
+    async with httpx2.AsyncClient(timeout=120, limits=httpx2.Limits(max_connections=50)) as client:
+        asked = [
+            client.post(address, json={"inputs": ["a red circle"], "params": {"seed": seed}}) for seed in range(50)
+        ]
+        return await asyncio.gather(*asked)
 
 
 def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ _PIXELS = """(() => {
     context.drawImage(image, 0, 0);
     return [...context.getImageData(0, 0, canvas.width, canvas.height).data];
 })()"""
+_OTHER = """{method: "POST", headers: {"Content-Type": "application/json"}, body: '{"prompt": "a"}'}"""
 _DRAWN = "['base', 'soft'].every(id => document.getElementById(id).naturalWidth) && !drawing"
 
 
@@ -61,6 +63,7 @@ async def use_the_page(browser: Browser, address: str, painter: Painter) -> None
     assert await browser.value("shown.textContent") == "0.50"
     await browser.until(_DRAWN)
     assert await pixels(browser, "soft") == drawn(painter, 0.5)
+    assert await browser.value("document.querySelectorAll('figcaption')[1].textContent") == "Soft tokens, strength 0.50"
     assert await browser.value("document.getElementById('base').src") == base
     assert await browser.value("document.getElementById('status').textContent") == ""
     assert browser.messages == []
@@ -71,14 +74,35 @@ async def use_the_page(browser: Browser, address: str, painter: Painter) -> None
     assert status == "steps: Input should be less than or equal to 100"
 
 
-def test_a_prompt_is_drawn_and_the_slider_draws_again(painter: Painter, tmp_path: Path) -> None:
+def in_a_browser(painter: Painter, folder: Path, max_waiting: int, use: Callable[..., Awaitable[None]]) -> None:
     find_chromium()
 
     async def scenario(address: str) -> None:
-        async with Browser(tmp_path / "profile") as browser:
-            await use_the_page(browser, address, painter)
-            await browser.photograph(tmp_path / "page.png")
+        async with Browser(folder / "profile") as browser:
+            await use(browser, address, painter)
+            await browser.photograph(folder / "page.png")
 
-    with Served(create_app(painter, "sd3")) as served:
+    with Served(create_app(painter, "sd3", max_waiting)) as served:
         asyncio.run(scenario(served.address))
+
+
+def test_a_prompt_is_drawn_and_the_slider_draws_again(painter: Painter, tmp_path: Path) -> None:
+    in_a_browser(painter, tmp_path, 1, use_the_page)
     assert Image.open(tmp_path / "page.png").width == 1000
+
+
+async def come_while_another_draws(browser: Browser, address: str, painter: Painter) -> None:
+    await browser.open(address)
+    with painter._turn:
+        await browser.value(f"void fetch('api/draw', {_OTHER})")
+        await browser.type("a red <circle>")
+        await browser.press("Enter")
+        await browser.until(
+            "document.getElementById('status').textContent === 'Others are drawing; asking again in 1 s.'"
+        )
+    await browser.until(_DRAWN)
+    assert await browser.value("document.getElementById('status').textContent") == ""
+
+
+def test_the_page_comes_back_when_the_line_was_full(painter: Painter, tmp_path: Path) -> None:
+    in_a_browser(painter, tmp_path, 0, come_while_another_draws)

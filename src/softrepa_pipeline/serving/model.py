@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from pydantic import ValidationError
@@ -23,6 +25,8 @@ from softrepa_pipeline.serving.painter import Defaults, Drawing, Painter, load_p
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 
 MAX_PROMPTS = 64  # a request
+# MLflow's server works on at least five requests at once, and puts no limit on those that wait.
+MAX_REQUESTS = 4
 
 _PACKAGE = Path(__file__).parents[1]
 # What drawing imports; the package itself travels with the model.
@@ -46,6 +50,9 @@ class PromptsToImages(PythonModel):
 
     _painter: Painter
 
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(MAX_REQUESTS)
+
     def load_context(self, context: PythonModelContext) -> None:
         """Load the base and the tokens.
 
@@ -63,10 +70,16 @@ class PromptsToImages(PythonModel):
         """Draw them one after the other.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, a status of 400, where a prompt or a parameter is out of bounds.
+            MlflowException: INVALID_PARAMETER_VALUE, a status of 400, where a prompt or a parameter is out of bounds;
+                TEMPORARILY_UNAVAILABLE, a status of 503, where MAX_REQUESTS are being drawn.
         """
         drawings = _drawings(model_input.iloc[:, 0].tolist(), params or {})
-        return pd.DataFrame({"image": [base64.b64encode(self._painter.draw(one)).decode() for one in drawings]})
+        if not self._places.acquire(blocking=False):
+            raise MlflowException("busy; try again later", TEMPORARILY_UNAVAILABLE)
+        try:
+            return pd.DataFrame({"image": [base64.b64encode(self._painter.draw(one)).decode() for one in drawings]})
+        finally:
+            self._places.release()
 
 
 def save(path: Path, tokens: Path, model: ModelConfig, defaults: Defaults, copy_base: bool = False) -> None:
