@@ -7,8 +7,10 @@ import io
 import json
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -22,7 +24,7 @@ from serving_samples import DEFAULTS, Served, base_of, write_tokens
 from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw_batch
 from softrepa_pipeline.serving.app import MAX_BODY, create_app
 from softrepa_pipeline.serving.line import Line, LineFull
-from softrepa_pipeline.serving.painter import Defaults, Drawing, Painter, load_painter
+from softrepa_pipeline.serving.painter import MAX_PROMPT, Defaults, Drawing, Painter, load_painter
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 
 CIRCLE = {"prompt": "a red circle", "seed": 7}
@@ -84,6 +86,11 @@ def test_prompts_of_any_script_are_drawn(client: TestClient) -> None:
         "x" * 1000,
     ):
         pixels(client.post("/api/draw", json={"prompt": prompt}))
+
+
+def test_the_longest_prompt_fits_into_a_body(client: TestClient) -> None:
+    escaped = json.dumps({**CIRCLE, "prompt": "🟥" * MAX_PROMPT})  # twelve bytes a character
+    pixels(client.post("/api/draw", content=escaped, headers={"Content-Type": "application/json"}))
 
 
 def test_the_page_is_whole_and_asks_nobody_else(client: TestClient) -> None:
@@ -244,6 +251,10 @@ def test_threads_take_turns(painter: Painter) -> None:
     assert found == [True] * len(drawings)
 
 
+async def wanted() -> bool:
+    return False
+
+
 def test_a_line_keeps_order_and_length() -> None:
     done: list[int] = []
     going, gate = threading.Event(), threading.Event()
@@ -255,13 +266,13 @@ def test_a_line_keeps_order_and_length() -> None:
 
     async def scenario() -> None:
         line = Line(2)
-        tasks = [asyncio.create_task(line.run(lambda index=index: job(index))) for index in range(3)]
+        tasks = [asyncio.create_task(line.run(lambda index=index: job(index), wanted)) for index in range(3)]
         await asyncio.to_thread(going.wait, 30)
         with pytest.raises(LineFull, match=r"busy; try again in 3 s"):
-            await line.run(lambda: None)
+            await line.run(lambda: None, wanted)
         gate.set()
         await asyncio.gather(*tasks)
-        await line.run(lambda: done.append(3))
+        await line.run(lambda: done.append(3), wanted)
 
     asyncio.run(scenario())
     assert done == [0, 1, 2, 3]
@@ -271,15 +282,31 @@ def test_a_job_that_fails_or_is_given_up_leaves_the_line() -> None:
     async def scenario() -> None:
         line = Line(0)
         with pytest.raises(ZeroDivisionError):
-            await line.run(lambda: 1 / 0)
-        given_up = asyncio.create_task(line.run(lambda: None))
+            await line.run(lambda: 1 / 0, wanted)
+        given_up = asyncio.create_task(line.run(lambda: None, wanted))
         await asyncio.sleep(0)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
-        assert await line.run(lambda: "next") == "next"
+        assert await line.run(lambda: "next", wanted) == "next"
 
     asyncio.run(scenario())
+
+
+def test_who_has_gone_is_not_drawn_for(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    draw = painter.draw
+    monkeypatch.setattr(painter, "draw", lambda drawing: (drawn.append(drawing.seed), draw(drawing))[1])
+    with Served(create_app(painter, "sd3")) as served:
+        with ThreadPoolExecutor(1) as pool, painter._turn:  # the first is being drawn, and takes long
+            pool.submit(httpx2.post, served.address + "/api/draw", json={**CIRCLE, "seed": 0}, timeout=60)
+            while not drawn:
+                time.sleep(0.01)
+            for seed in (1, 2):
+                with pytest.raises(httpx2.TimeoutException):
+                    httpx2.post(served.address + "/api/draw", json={**CIRCLE, "seed": seed}, timeout=1)
+        pixels(httpx2.post(served.address + "/api/draw", json={**CIRCLE, "seed": 3}, timeout=60))
+    assert drawn == [0, 3]
 
 
 def test_fifty_at_once_are_drawn_or_told_when_to_come_back(painter: Painter) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,6 +53,14 @@ def loaded(saved: Path) -> Any:
     before = sys.path.copy()
     yield mlflow.pyfunc.load_model(str(saved))
     sys.path[:] = before  # MLflow puts the model's own copy of the package there
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    """A model whose base is not where it was."""
+    path = tmp_path_factory.mktemp("models") / "model"
+    serving.save(path, tokens, base_of("/elsewhere/sd3"), DEFAULTS)
+    return path
 
 
 def pixels(png: str) -> np.ndarray:
@@ -115,14 +125,25 @@ def test_a_model_pickles_nothing_and_holds_no_base(saved: Path, tokens: Path) ->
     assert f"torch=={serving.importlib.metadata.version('torch')}" in (saved / "requirements.txt").read_text()
 
 
-def test_a_model_with_its_base_needs_nothing_else(sd3_folder: Path, tokens: Path, tmp_path: Path, loaded: Any) -> None:
-    (tmp_path / "base").symlink_to(sd3_folder)
+def test_a_model_with_its_base_needs_nothing_else(
+    sd3_folder: Path, tokens: Path, tmp_path: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    shutil.copytree(sd3_folder, tmp_path / "base")
     serving.save(tmp_path / "model", tokens, base_of(tmp_path / "base"), DEFAULTS, copy_base=True)
-    (tmp_path / "base").unlink()
-    before = sys.path.copy()
+    shutil.rmtree(tmp_path / "base")
     drawn = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(["a red circle"])
-    sys.path[:] = before
     assert drawn["image"][0] == loaded.predict(["a red circle"])["image"][0]
+
+
+def test_another_base_is_named_when_it_is_loaded(
+    moved: Path, sd3_folder: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    with pytest.raises(FileNotFoundError, match="no model folder at /elsewhere/sd3"):
+        mlflow.pyfunc.load_model(str(moved))
+    found = mlflow.pyfunc.load_model(str(moved), model_config={"base": str(sd3_folder)})
+    assert found.predict(["a red circle"])["image"][0] == loaded.predict(["a red circle"])["image"][0]
 
 
 def test_only_a_folder_can_be_copied_and_families_must_agree(
@@ -133,6 +154,14 @@ def test_only_a_folder_can_be_copied_and_families_must_agree(
     with pytest.raises(ValueError, match="holds soft tokens for family sd3, not for sdxl"):
         serving.save(tmp_path / "model", tokens, base_of(model_folders["sdxl"], "sdxl"), DEFAULTS)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_there_whole_or_not_at_all(tokens: Path, sd3_folder: Path, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.partial/artifacts").mkdir(parents=True)  # as a killed process leaves it
+    serving.save(tmp_path / "model", tokens, base_of(sd3_folder), DEFAULTS)
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(FileExistsError, match="is there already"):
+        serving.save(saved, tokens, base_of(sd3_folder), DEFAULTS)
 
 
 def test_a_registered_model_is_served_by_its_alias(
@@ -162,14 +191,15 @@ def test_more_requests_than_may_wait_are_turned_away(loaded: Any) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_serves_it_over_http(saved: Path, loaded: Any, tmp_path: Path) -> None:
+def test_mlflow_serves_it_over_http(moved: Path, sd3_folder: Path, loaded: Any, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", str(saved)]
+    program = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", str(moved)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # The model's own copy of the package is what serves.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": path}
+    environment["SERVING_MODEL_CONFIG"] = json.dumps({"base": str(sd3_folder)})
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [*program, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],

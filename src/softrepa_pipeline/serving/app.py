@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from softrepa_pipeline.serving import painter as limits
 from softrepa_pipeline.serving.body_limit import BodyLimit
-from softrepa_pipeline.serving.line import Line, LineFull
+from softrepa_pipeline.serving.line import GivenUp, Line, LineFull
 from softrepa_pipeline.serving.painter import Drawing, Painter
 
 MAX_BODY = 16_384  # bytes: the longest prompt in four-byte characters, escaped, fits
@@ -40,6 +40,7 @@ def create_app(painter: Painter, title: str, max_waiting: int = MAX_WAITING) -> 
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(LineFull, _busy)
+    app.add_exception_handler(GivenUp, _given_up)
     app.add_exception_handler(Exception, _failed)
     line, page = Line(max_waiting), _page(painter, title)
 
@@ -48,8 +49,8 @@ def create_app(painter: Painter, title: str, max_waiting: int = MAX_WAITING) -> 
         return HTMLResponse(page, headers=_HEADERS)
 
     @app.post("/api/draw", response_class=Response, responses={200: {"content": {"image/png": {}}}})
-    async def draw(drawing: Drawing) -> Response:
-        png = await line.run(functools.partial(painter.draw, drawing))
+    async def draw(drawing: Drawing, request: Request) -> Response:
+        png = await line.run(functools.partial(painter.draw, drawing), request.is_disconnected)
         return Response(png, media_type="image/png", headers={"X-Content-Type-Options": "nosniff"})
 
     return app
@@ -81,6 +82,10 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _busy(_: Request, error: Exception) -> Response:
     assert isinstance(error, LineFull)
     return _answer(503, str(error), {"Retry-After": str(error.retry_after)})
+
+
+async def _given_up(_: Request, error: Exception) -> Response:
+    return _answer(408, "given up before its turn came")
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -9,6 +9,9 @@ import click
 
 from softrepa_pipeline.command_options import SAMPLING, base_options, model_config
 
+_MAX_CONNECTIONS = 200
+_SHUTDOWN_SECONDS = 3
+
 
 @click.command()
 @base_options
@@ -32,4 +35,12 @@ def serve(
     )
     app = create_app(load_painter(model_config(family, **base), tokens, defaults), f"{family} with {tokens.name}")
     click.echo(f"softrepa serves {family} on http://{host}:{port} (Ctrl-C ends it)")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )

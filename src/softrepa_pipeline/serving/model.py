@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -61,7 +62,7 @@ class PromptsToImages(PythonModel):
         """
         config = dict(context.model_config)
         defaults = Defaults(config.pop("guidance"), config.pop("steps"))
-        model = ModelConfig(**{**config, "base": context.artifacts.get("base", config["base"])})
+        model = ModelConfig(**{**config, "base": config["base"] or context.artifacts["base"]})
         self._painter = load_painter(model, Path(context.artifacts["tokens"]), defaults)
 
     def predict(
@@ -88,10 +89,15 @@ def save(path: Path, tokens: Path, model: ModelConfig, defaults: Defaults, copy_
     It holds the tokens, this package and the name of the base; the base itself only with `copy_base`.
 
     Raises:
+        FileExistsError: `path` is there already.
         FileNotFoundError, ValueError: the token file is missing, damaged, or of another family than `model`.
-        MlflowException: `path` is there already.
     """
-    mlflow.pyfunc.save_model(path, **_described(tokens, model, defaults, copy_base))
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; save the model to a new folder")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    mlflow.pyfunc.save_model(partial, **_described(tokens, model, defaults, copy_base))
+    partial.rename(path)
 
 
 def log(
@@ -115,12 +121,14 @@ def _described(tokens: Path, model: ModelConfig, defaults: Defaults, copy_base: 
         raise ValueError(f"model.base must be a folder for it to be copied, not {model.base}")
     if base.is_dir():
         model = replace(model, base=str(base.resolve()))
-    artifacts = {"tokens": str(tokens)} | ({"base": model.base} if copy_base else {})
+    artifacts, config = {"tokens": str(tokens)}, {**asdict(model), **asdict(defaults)}
+    if copy_base:
+        artifacts["base"], config["base"] = model.base, None
     return {
         "python_model": str(Path(__file__).with_name("served.py")),
         "code_paths": [str(_PACKAGE)],
         "artifacts": artifacts,
-        "model_config": {**asdict(model), **asdict(defaults)},
+        "model_config": config,
         "signature": _signature(defaults),
         "input_example": (pd.DataFrame({"prompt": ["a red circle"]}), {"seed": 0, "strength": 1.0}),
         "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
