@@ -60,6 +60,8 @@ def fit_tokens(
     base = source_digest(model_config.base, model_config.revision)
     inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base}
     inputs |= {name: str(getattr(model_config, name)) for name in _MODEL_SETTINGS}
+    if config.start_from is not None:
+        inputs["start"] = source_digest(config.start_from)
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
     where, limit = make_runner(build(RunnerConfig, runner, "runner")), build(CacheConfig, cache, "cache")
 
