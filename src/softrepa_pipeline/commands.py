@@ -1,15 +1,13 @@
-"""The `softrepa` command: draw and edit, look into token files, convert published ones, plan, tidy caches."""
+"""The `softrepa` command: draw and edit, look into token files, convert published ones, plan, tidy caches, serve."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,41 +15,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softrepa_pipeline.command_options import FAMILIES, SAMPLING, base_options, model_config
+from softrepa_pipeline.serving.command import serve
+
 if TYPE_CHECKING:
     from softrepa_pipeline.training import FitConfig
     from softrepa_pipeline.training.estimate import Estimate
 
-_EMBEDDED = Path("data/06_models/embedded")
-# Published sampling settings (docs/method.md): steps and guidance.
-_SAMPLING = {"sd15": (30, 7.0), "sdxl": (30, 7.0), "sd3": (28, 4.0)}
-FAMILIES = tuple(_SAMPLING)
 
-
-def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+class _Commands(click.Group):
     """One line for what the user can put right, instead of a traceback."""
 
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
+    def invoke(self, context: click.Context) -> Any:
         try:
-            command(*args, **kwargs)
+            return super().invoke(context)
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
-
-    return wrapped
 
 
 _env = click.option("--env", help="Of the configuration, as for kedro run.")
 _params = click.option("--params", default="", help="name=value,name=value, as for kedro run.")
 
 
-@click.group()
+@click.group(cls=_Commands)
 def main() -> None:
     """Soft tokens for frozen text-to-image models."""
 
 
+main.add_command(serve)
+
+
 @main.command()
-@click.option("--family", type=click.Choice(FAMILIES), required=True)
-@click.option("--base", help="Diffusers folder or hub id; the embedded model of the family unless given.")
+@base_options
 @click.option("--tokens", type=click.Path(path_type=Path), help="Soft-token file; without it the base draws.")
 @click.option("--prompt", "prompts", multiple=True, help="May be given several times.")
 @click.option("--prompts-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One prompt a line.")
@@ -62,11 +57,7 @@ def main() -> None:
 @click.option("--steps", type=int, help="The family's published number unless given.")
 @click.option("--guidance", type=float, help="The family's published scale unless given.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", default="float32", show_default=True)
-@click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
 @click.option("--output", default=Path("samples"), show_default=True, type=click.Path(path_type=Path))
-@_clear_errors
 def sample(
     family: str,
     base: str | None,
@@ -86,7 +77,7 @@ def sample(
     output: Path,
 ) -> None:
     """Draw prompts with the stock pipeline: an image for each prompt and seed, and a grid with one row a prompt."""
-    from softrepa_pipeline.backbones import ModelConfig, load_backbone
+    from softrepa_pipeline.backbones import load_backbone
     from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
@@ -96,14 +87,12 @@ def sample(
         raise ValueError("nothing to draw: give --prompt or --prompts-file")
     if len(set(texts)) < len(texts):
         raise ValueError("a prompt is given twice; use --seeds for more images of it")
-    if max_sequence_length is None:
-        max_sequence_length = 0 if base is None else 256
-    model = ModelConfig(family, base or str(_EMBEDDED / family), dtype, device, max_sequence_length=max_sequence_length)
+    model = model_config(family, base, device, dtype, max_sequence_length)
     loaded = load_soft_tokens(tokens, family)[0] if tokens else None
     backbone = load_backbone(model)
     if loaded:
         add_tokens(backbone, loaded, strength)
-    default_steps, default_guidance = _SAMPLING[family]
+    default_steps, default_guidance = SAMPLING[family]
     settings = SamplingConfig(steps or default_steps, batch_size, seeds, seed)
     scale = default_guidance if guidance is None else guidance
     images = draw(backbone, texts, settings, scale, negative_prompt=negative_prompt)
@@ -128,8 +117,7 @@ def _write_images(images: Any, prompts: list[str], folder: Path) -> None:
 
 
 @main.command()
-@click.option("--family", type=click.Choice(FAMILIES), required=True)
-@click.option("--base", help="Diffusers folder or hub id; the embedded model of the family unless given.")
+@base_options
 @click.option("--tokens", type=click.Path(path_type=Path), help="Soft-token file; without it the base edits.")
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--source", required=True, help="What the image shows.")
@@ -141,11 +129,7 @@ def _write_images(images: Any, prompts: list[str], folder: Path) -> None:
 @click.option("--source-guidance", type=float)
 @click.option("--target-guidance", type=float)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", default="float32", show_default=True)
-@click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@_clear_errors
 def edit(
     family: str,
     base: str | None,
@@ -164,16 +148,14 @@ def edit(
     import numpy as np
     from PIL import Image, ImageOps
 
-    from softrepa_pipeline.backbones import ModelConfig, load_backbone
+    from softrepa_pipeline.backbones import load_backbone
     from softrepa_pipeline.evaluation import editing
     from softrepa_pipeline.inference import add_tokens
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
     changes = {name: value for name, value in settings.items() if value is not None}
     config = editing.configured("published" if base else "embedded", family, tokens is not None, changes)
-    if max_sequence_length is None:
-        max_sequence_length = 0 if base is None else 256
-    model = ModelConfig(family, base or str(_EMBEDDED / family), dtype, device, max_sequence_length=max_sequence_length)
+    model = model_config(family, base, device, dtype, max_sequence_length)
     loaded = load_soft_tokens(tokens, family)[0] if tokens else None
     opened = Image.open(image).convert("RGB")
     backbone = load_backbone(model)
@@ -189,7 +171,6 @@ def edit(
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_clear_errors
 def inspect(file: Path) -> None:
     """Say what a soft-token file holds."""
     from softrepa_pipeline.soft_tokens import load_soft_tokens
@@ -214,7 +195,6 @@ def inspect(file: Path) -> None:
 @click.option("--licence", default="unknown", show_default=True, help="Of the tokens, for the file's metadata.")
 @click.option("--output", required=True, type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@_clear_errors
 def convert(family: str, objective: str, base_model: str, licence: str, output: Path, folder: Path) -> None:
     """Make a soft-token file of published `.pth` tables; nothing in them is run."""
     from softrepa_pipeline.convert import read_published
@@ -240,7 +220,6 @@ def presets() -> None:
 @_env
 @_params
 @click.option("--images", type=click.IntRange(min=1), help="Size of the data set; what ingest counted unless given.")
-@_clear_errors
 def plan(env: str | None, params: str, images: int | None) -> None:
     """Say what a training with these settings will take: arithmetic, memory, disk, and time."""
     parameters = _parameters(env, params)
@@ -276,7 +255,6 @@ def cache() -> None:
 @cache.command("list")
 @_env
 @_params
-@_clear_errors
 def list_caches(env: str | None, params: str) -> None:
     """List them, the last used first: tensors, shards, size, last use."""
     from softrepa_pipeline.caches import usage
@@ -292,7 +270,6 @@ def list_caches(env: str | None, params: str) -> None:
 @cache.command("verify")
 @_env
 @_params
-@_clear_errors
 def verify_caches(env: str | None, params: str) -> None:
     """Compare every shard with its checksum; a damaged one is set aside, and what it held made anew when needed."""
     from softrepa_pipeline.caches import stores_under
@@ -311,7 +288,6 @@ def verify_caches(env: str | None, params: str) -> None:
 @click.option(
     "--max-gb", type=click.FloatRange(min=0), help="Remove what was not used for longest, until these are left."
 )
-@_clear_errors
 def prune_caches(env: str | None, params: str, older_than: float | None, max_gb: float | None) -> None:
     """Remove shards that were not used for long, damaged ones, and what killed writers left behind."""
     from softrepa_pipeline.caches import prune
