@@ -1,4 +1,4 @@
-"""The `softrepa` command: draw and edit, look into token files, convert published ones, plan, tidy caches, serve."""
+"""The `softrepa` command: draw, edit, inspect, convert, publish, plan, tidy caches, serve."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softrepa_pipeline.command_options import FAMILIES, SAMPLING, base_options, model_config
+from softrepa_pipeline.publishing.commands import push
 from softrepa_pipeline.serving.command import serve
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(push)
 
 
 @main.command()
@@ -176,7 +178,7 @@ def inspect(file: Path) -> None:
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
     tokens, metadata = load_soft_tokens(file)
-    described = {name: value for name, value in metadata.items() if name != "config"}
+    described = {name: value for name, value in metadata.items() if name not in ("config", "settings")}
     described |= {name: str(value) for name, value in asdict(tokens.config).items()}
     described["parameters"] = f"{tokens.num_parameters:,}"
     described["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -48,6 +48,8 @@ class Provenance:
     base_digest: str
     run_id: str
     licence: str
+    data: str = ""
+    data_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,13 @@ class Job:
     @property
     def metadata(self) -> dict[str, str]:
         """What stands in the token file besides its tensors."""
-        return {"family": self.model.family, "objective": self.fit.objective, **asdict(self.provenance)}
+        settings = json.dumps(asdict(self.fit))
+        return {
+            "family": self.model.family,
+            "objective": self.fit.objective,
+            "settings": settings,
+            **asdict(self.provenance),
+        }
 
     @property
     def tokens_file(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -46,7 +47,8 @@ def evaluate_tokens(
     base = build(ModelConfig, model, "model")
     evaluation = evaluate(config, benchmark, Model(base), Model(base, soft_tokens["file"]), studio)
     summary = evaluation.summary
-    summary.update(family=metadata["family"], objective=metadata["objective"])
+    content = hashlib.sha256(Path(soft_tokens["file"]).read_bytes()).hexdigest()
+    summary.update(family=metadata["family"], objective=metadata["objective"], tokens_sha256=content)
     summary["seconds"]["total"] = time.perf_counter() - started
     report = Path(folders["evaluation"]) / "report.html"
     log = read(Path(soft_tokens["log"])) if "log" in soft_tokens else []  # none where they were trained elsewhere

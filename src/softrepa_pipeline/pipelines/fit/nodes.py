@@ -93,7 +93,8 @@ def fit_tokens(
             run.log_params({f"execution.{key}": value for key, value in asdict(execution_config).items()})
             _link_to_interrupted(run, work)
             name = Path(model_config.base).name if Path(model_config.base).is_dir() else model_config.base
-            provenance = Provenance(name, base, run.run_id or "", model_config.licence)
+            data = Path(pairs["folder"]).name, pairs["digest"]
+            provenance = Provenance(name, base, run.run_id or "", model_config.licence, *data)
             job = Job(
                 model=model_config,
                 fit=config,
