@@ -43,7 +43,9 @@ def front_sentence(front: dict[str, Any] | None) -> str:
     if front is None:
         return "the two curves share no preservation"
     between = "between {from_db:.1f} and {to_db:.1f} dB".format(**front)
-    return f"at the same preservation, {between}, soft tokens succeed {_with_interval(front, 'gain')} points more often"
+    return (
+        f"at the same preservation, {between}, soft tokens change the success by {_with_interval(front, 'gain')} points"
+    )
 
 
 def rows(method: dict[str, Any]) -> list[dict[str, Any]]:
@@ -70,12 +72,12 @@ def _row(name: Any, point: dict[str, Any], kind: str | None = None) -> dict[str,
 def _with_interval(found: dict[str, Any], name: str, factor: float = 100) -> str:
     # Adding 0 turns what rounds to −0.0 into 0.0.
     values = [round(factor * found[key], 1) + 0.0 for key in (name, "low", "high")]
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*values)
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*values).replace("-", "−")
 
 
 def draw_front(summary: dict[str, Any]) -> Figure:
     """Success against preservation: one curve a method and arm, one point a start step, with 95 % intervals."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    figure = Figure(figsize=(4.4, 3.8), layout="constrained")  # small, so that a phone shows its letters large enough
     axes = figure.subplots()
     several = len(summary["methods"]) > 1
     for line, (method, found) in zip(_LINES, summary["methods"].items(), strict=False):
@@ -91,6 +93,7 @@ def draw_front(summary: dict[str, Any]) -> Figure:
                 color=_COLORS[arm],
                 linestyle=line,
                 marker="o",
+                markersize=4,
                 capsize=2,
                 linewidth=1.5,
                 elinewidth=0.6,
@@ -98,10 +101,9 @@ def draw_front(summary: dict[str, Any]) -> Figure:
             for point, x, y in zip(found["points"], kept[0], 100 * success[0], strict=True):
                 step, offset = str(point["start_step"]), _LABEL_OFFSETS[arm]
                 axes.annotate(step, (x, y), offset, textcoords="offset points", fontsize=9, color=_COLORS[arm])
-    axes.axvline(summary["autoencoder"]["kept"], color="#b8c0cc", linestyle=":", label="autoencoder alone")
-    axes.set(xlabel="background kept: PSNR where nothing may change (dB)", ylabel="target caption true (%)")
+    axes.set(xlabel="background kept (dB)", ylabel="success (%)")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=3)
     return figure
 
 
@@ -118,7 +120,7 @@ def write_edit_report(comparison: Comparison, summary: dict[str, Any], title: st
     """
     template = jinja2.Environment(autoescape=True).from_string((files(__package__) / "edit.html").read_text("utf-8"))
     buffer = io.BytesIO()
-    draw_front(summary).savefig(buffer, format="png", dpi=160)
+    draw_front(summary).savefig(buffer, format="png", dpi=240)
     methods = [_method(comparison, name, found) for name, found in summary["methods"].items()]
     page = template.render(title=title, summary=summary, figure=_uri(buffer.getvalue()), methods=methods)
     path.parent.mkdir(parents=True, exist_ok=True)
