@@ -44,7 +44,7 @@ def front_sentence(front: dict[str, Any] | None) -> str:
         return "the two curves share no preservation"
     between = "between {from_db:.1f} and {to_db:.1f} dB".format(**front)
     return (
-        f"at the same preservation, {between}, soft tokens change the success by {_with_interval(front, 'gain')} points"
+        f"at the same preservation, {between}, soft tokens change the success by {with_interval(front, 'gain')} points"
     )
 
 
@@ -63,13 +63,14 @@ def _row(name: Any, point: dict[str, Any], kind: str | None = None) -> dict[str,
         row[measure] = {
             "base": factor * base["mean"],
             "soft": factor * soft["mean"],
-            "delta": _with_interval(delta, "mean", factor),
+            "delta": with_interval(delta, "mean", factor),
             "verdict": "better" if delta["low"] > 0 else "worse" if delta["high"] < 0 else "unclear",
         }
     return row
 
 
-def _with_interval(found: dict[str, Any], name: str, factor: float = 100) -> str:
+def with_interval(found: dict[str, Any], name: str, factor: float = 100) -> str:
+    """`+1.7 [−5.0, +8.3]`: a found value and its bounds, times the factor."""
     # Adding 0 turns what rounds to −0.0 into 0.0.
     values = [round(factor * found[key], 1) + 0.0 for key in (name, "low", "high")]
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*values).replace("-", "−")
