@@ -25,8 +25,8 @@ lint: .venv/.ok  ## ruff, mypy, import contracts
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 
-test: lint  ## lint, then the test suite
-	$(BIN)/pytest
+test: lint  ## lint, then the test suite, a process a core
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: .venv/.ok  ## the long fault and soak suites
 	$(BIN)/pytest -m "slow and not gpu"

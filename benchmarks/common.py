@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
+from softrepa_pipeline.evaluation.overhead import in_turns
 from softrepa_pipeline.ingestion import load_rgb
 from softrepa_pipeline.mining.structured import CaptionEditor
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
@@ -84,16 +84,6 @@ def side_by_side(
     first: Callable[[int], None], second: Callable[[int], None], rounds: int = ROUNDS
 ) -> tuple[float, float, float]:
     """Median seconds of both, run in turns after a warm-up, and the median of second / first round by round."""
-    times: list[tuple[float, float]] = []
-    for number in range(-1, rounds):
-        # Who begins changes, so that neither always runs on the other's warm caches.
-        order = (first, second) if number % 2 else (second, first)
-        took = {}
-        for work in order:
-            started = time.perf_counter()
-            work(max(0, number))
-            took[work] = time.perf_counter() - started
-        if number >= 0:
-            times.append((took[first], took[second]))
-    ratio = statistics.median(theirs / ours for ours, theirs in times)
-    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times), ratio
+    # partial(first, number) is what is timed in a round.
+    ours, theirs = in_turns([partial(partial, first), partial(partial, second)], rounds)
+    return float(np.median(ours)), float(np.median(theirs)), float(np.median(theirs / ours))

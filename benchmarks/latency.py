@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from full_size import CONFIGS
 
 from softrepa_pipeline.backbones import Sites, inject
 from softrepa_pipeline.backbones.unet import transformer_blocks
+from softrepa_pipeline.evaluation.overhead import in_turns
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 
 _ROUNDS = 7
@@ -28,26 +30,19 @@ def measure() -> dict[str, Any]:
     latents, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
 
     @torch.no_grad()
-    def forward() -> float:
-        started = time.perf_counter()
+    def forward() -> None:
         unet(latents, 500, text)
-        return time.perf_counter() - started
 
-    forward()
-    times: list[tuple[float, float]] = []
-    for number in range(_ROUNDS):
-        took = {}
-        for with_tokens in (True, False) if number % 2 else (False, True):
-            if with_tokens:
-                with inject(unet, sites, tokens):
-                    took[True] = forward()
-            else:
-                took[False] = forward()
-        times.append((took[False], took[True]))
-        print(f"{took[False]:.2f} s without, {took[True]:.2f} s with", flush=True)
-    ratio = statistics.median(soft / plain for plain, soft in times)
-    print(f"latency ratio {ratio:.4f}")
-    return {"latency_ratio": ratio, "latency_seconds": [statistics.median(t[i] for t in times) for i in (0, 1)]}
+    with inject(unet, sites, tokens) as injected:
+
+        def prepare(strength: float, _round: int) -> Callable[[], None]:
+            injected.strength = strength
+            return forward
+
+        plain, soft = in_turns([partial(prepare, 0.0), partial(prepare, 1.0)], _ROUNDS)
+    ratio = float(np.median(soft / plain))
+    print(f"latency ratio {ratio:.4f}, {np.median(plain):.2f} s without, {np.median(soft):.2f} s with")
+    return {"latency_ratio": ratio, "latency_seconds": [float(np.median(plain)), float(np.median(soft))]}
 
 
 if __name__ == "__main__":

@@ -20,16 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import PROJECT, embedded, published, rendered_data, trainer
 from reference_loop import step as plain_step
 from step import whole_batch
 
 from softrepa_pipeline.backbones import Backbone, inject
-from softrepa_pipeline.evaluation.evaluate import judge
 from softrepa_pipeline.evaluation.retrieval import draw_distractors, retrieval_hits
 from softrepa_pipeline.inference import SamplingConfig, draw
 from softrepa_pipeline.shapes.dataset import WorldConfig, read_images, read_prompts
+from softrepa_pipeline.shapes.verifier import verify
 from softrepa_pipeline.soft_tokens import SoftTokens
 from softrepa_pipeline.training import TrainingSet, fit_config
 from softrepa_pipeline.training.interruption import Interruption
@@ -65,7 +66,8 @@ class Yardstick:
         hits = retrieval_hits(self.backbone, images, captions, 0)
         prompts = read_prompts(self.world, "validation")
         drawn = draw(self.backbone, [p.text for p in prompts], SamplingConfig(16, 64), _GUIDANCE, "verified images")
-        return Quality(float(hits.mean()), float(judge(drawn, prompts).mean()))
+        right = [verify(image, prompt.claim) for prompt, (image,) in zip(prompts, drawn, strict=True)]
+        return Quality(float(hits.mean()), float(np.mean(right)))
 
 
 def measure() -> dict[str, Any]:

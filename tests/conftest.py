@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from project_runs import copy_project
 from torch import nn
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
@@ -128,3 +129,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     # Tensors that were read may still be mapped.
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project without anything that a run has written."""
+    return copy_project(tmp_path / "project")

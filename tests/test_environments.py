@@ -65,4 +65,4 @@ def test_no_family_or_objective_overwrites_another_s_edits() -> None:
     for (family, objective), loader in zip(runs, loaders, strict=True):
         folder = f"data/08_reporting/embedded_{family}/shapes/{objective}"
         assert loader["catalog"]["edit"]["filepath"] == f"{folder}/edit.json"
-        assert loader["parameters"]["folders"]["edit_report"].endswith(f"/{folder}/edit.html")
+        assert loader["parameters"]["folders"]["evaluation"].endswith(f"/{folder}")

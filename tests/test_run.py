@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from project_runs import ENVIRONMENT, KEDRO, kedro_run
 
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 
-ROOT = Path(__file__).parents[1]
-KEDRO = Path(sys.executable).with_name("kedro")
-# Each project has its own store, whatever this process was told.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
 FIT = "fit.num_steps=8,fit.batch_size=4,fit.held_out_images=8,execution.checkpoint_steps=2"
 SMALL = ",".join(
     [
@@ -36,24 +31,6 @@ SMALL = ",".join(
 TOKENS = "data/06_models/embedded_sd3/shapes/softrepa/soft_tokens.safetensors"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project without anything that a run has written."""
-    folder = tmp_path / "project"
-    for name in ("conf", "data/01_raw/coco_sample", "data/06_models/embedded"):
-        shutil.copytree(ROOT / name, folder / name)
-    (folder / "docs").mkdir()
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
-
-
-def kedro_run(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([KEDRO, "run", *arguments], cwd=project, env=ENVIRONMENT, capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
 def runs(project: Path) -> list[Run]:
     """All runs, the newest first."""
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
@@ -62,8 +39,8 @@ def runs(project: Path) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
 
 
-def evaluation(project: Path) -> dict[str, Any]:
-    summary = json.loads((project / "data/08_reporting/evaluation.json").read_text())
+def evaluation(project: Path, model: str = "embedded_sd3/shapes/softrepa") -> dict[str, Any]:
+    summary = json.loads((project / "data/08_reporting" / model / "evaluation.json").read_text())
     del summary["seconds"]
     return summary
 
@@ -71,12 +48,12 @@ def evaluation(project: Path) -> dict[str, Any]:
 def test_default_pipeline_is_deterministic_skips_what_is_done_and_is_tracked(project: Path) -> None:
     first = kedro_run(project, "--params", SMALL)
     summary = evaluation(project)
-    assert {"family", "objective", "num_prompts", "base", "soft", "delta", "retrieval"} <= set(summary)
+    assert {"family", "objective", "num_prompts", "base", "soft", "delta", "measures"} <= set(summary)
     assert summary["num_prompts"] == 24
-    assert set(summary["delta"]["overall"]) == {"mean", "low", "high"}
+    assert set(summary["delta"]["overall"]) == {"mean", "low", "high", "p"}
     assert "counting" in first.stderr
     assert "make ui" in first.stderr
-    report = (project / "data/08_reporting/report.html").read_text()
+    report = (project / "data/08_reporting/embedded_sd3/shapes/softrepa/report.html").read_text()
     assert "data:image/png;base64," in report
     assert "http" not in report.replace("http-equiv", "")
 
@@ -101,7 +78,7 @@ def test_default_pipeline_is_deterministic_skips_what_is_done_and_is_tracked(pro
 
 def test_another_family_and_objective_by_one_switch(project: Path) -> None:
     kedro_run(project, "--params", f"family=sdxl,objective=agsm,{SMALL}")
-    summary = evaluation(project)
+    summary = evaluation(project, "embedded_sdxl/shapes/agsm")
     assert (summary["family"], summary["objective"]) == ("sdxl", "agsm")
     tokens, metadata = load_soft_tokens(project / TOKENS.replace("sd3", "sdxl").replace("softrepa", "agsm"), "sdxl")
     assert metadata["objective"] == "agsm"

@@ -16,7 +16,7 @@ from ingestion_samples import ingest_folder, items, tables, write_sidecars, writ
 from runner_work import process_of, refuse_three
 from store_work import Counting
 
-from softrepa_pipeline.runners import LocalRunner, Runner, RunnerConfig, make_runner
+from softrepa_pipeline.runners import LocalRunner, Runner, RunnerConfig, in_fresh_process, make_runner
 
 needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="needs pyspark and Java"
@@ -37,6 +37,14 @@ def test_results_come_in_the_order_of_the_shards(num_processes: int) -> None:
 def test_a_failure_ends_the_map(num_processes: int) -> None:
     with pytest.raises(ValueError, match="shard 3 is bad"):
         list(LocalRunner(num_processes).map(refuse_three, range(10)))
+
+
+def test_fresh_work_shares_no_process() -> None:
+    processes = {in_fresh_process(process_of, 0)[1] for _ in range(2)}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    with pytest.raises(ValueError, match="shard 3 is bad"):
+        in_fresh_process(refuse_three, 3)
 
 
 WORKERS = """

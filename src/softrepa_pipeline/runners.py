@@ -53,6 +53,12 @@ class LocalRunner:
                 raise
 
 
+def in_fresh_process(work: Callable[[Shard], Result], shard: Shard) -> Result:
+    """`work` of a shard in a process that has done nothing before; both must be picklable."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start, (work, 1)) as pool:
+        return pool.submit(_run, shard).result()
+
+
 _work: Callable[[Any], Any]
 
 

@@ -90,32 +90,32 @@ def nested_run(name: str, tags: Mapping[str, str] | None = None) -> NestedRun:
 
 def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
     """Log metrics to the active run."""
-    _log_curves(_active_run_id(), [{**metrics, "step": step}])
+    _log_curves(active_run_id(), [{**metrics, "step": step}])
 
 
 def log_params(params: Mapping[str, object]) -> None:
     """Log parameters to the active run; long values are cut to MLflow's limit."""
-    _log_params(_active_run_id(), params)
+    _log_params(active_run_id(), params)
 
 
 def log_image(image: Path | str | Image.Image, name: str, step: int = 0) -> None:
     """Log an image to the active run, see `NestedRun.log_image`."""
-    _log_image(_active_run_id(), image, name, step)
+    _log_image(active_run_id(), image, name, step)
 
 
 def log_artifact(path: Path | str, artifact_path: str | None = None) -> None:
     """Copy a file or a folder into the active run's artifacts, under the folder `artifact_path`."""
-    _log_artifact(_active_run_id(), path, artifact_path)
+    _log_artifact(active_run_id(), path, artifact_path)
 
 
 def set_tag(key: str, value: object) -> None:
     """Set a tag of the active run."""
-    _set_tag(_active_run_id(), key, value)
+    _set_tag(active_run_id(), key, value)
 
 
 def log_dataset(name: str, source: Path | str, digest: str, rows: int, context: str = "training") -> None:
     """Log a data set as an input of the active run, with our own content digest (MLflow keeps 36 characters of it)."""
-    run_id = _active_run_id()
+    run_id = active_run_id()
     if run_id is None:
         return
     dataset = Dataset(
@@ -128,7 +128,8 @@ def log_dataset(name: str, source: Path | str, digest: str, rows: int, context: 
     MlflowClient().log_inputs(run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
 
 
-def _active_run_id() -> str | None:
+def active_run_id() -> str | None:
+    """The run that everything here reports to."""
     run = mlflow.active_run()
     return run.info.run_id if run is not None else None
 

@@ -246,7 +246,7 @@ def run_node(folder: Path, model: ModelConfig, tokens_file: Path, **changes: Any
         {"family": model.family, "base": model.base, "max_sequence_length": 0},
         {"model": "data/06_models/embedded/clip", "device": "cpu"},
         {**PARAMETERS, **changes},
-        {"edits": str(folder / "edits"), "edit_report": str(folder / "report" / "edit.html")},
+        {"edits": str(folder / "edits"), "evaluation": str(folder / "report")},
         force=False,
     )
 

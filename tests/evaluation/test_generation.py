@@ -16,8 +16,11 @@ from softrepa_pipeline.evaluation import generation
 from softrepa_pipeline.evaluation.generation import Model, generate
 from softrepa_pipeline.inference import SCHEDULERS, SamplingConfig, draw
 from softrepa_pipeline.runners import LocalRunner
+from softrepa_pipeline.shapes.dataset import read_prompts
+from softrepa_pipeline.shapes.verifier import verify
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, save_soft_tokens
 
+EMBEDDED = Path(__file__).parents[2] / "data/06_models/embedded"
 PROMPTS = [f"{count} {colour} squares" for count in ("two", "three") for colour in ("red", "blue", "green")]
 SAMPLING = SamplingConfig(num_inference_steps=3, batch_size=4, seeds_per_prompt=2)
 
@@ -35,7 +38,8 @@ def model(model_folders: dict[str, Path], tmp_path: Path) -> Model:
 def test_stored_images_are_those_that_are_drawn_directly(model: Model, tmp_path: Path) -> None:
     images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images")
     assert images.shape[:2] == (6, 2)
-    assert np.array_equal(images, draw(generation.opened(model), PROMPTS, SAMPLING, 2.0))
+    with generation.opened(model) as backbone:
+        assert np.array_equal(images, draw(backbone, PROMPTS, SAMPLING, 2.0))
     base = generate(replace(model, tokens=None), PROMPTS, SAMPLING, 2.0, tmp_path / "images")
     assert not np.array_equal(images, base)
 
@@ -45,6 +49,28 @@ def test_images_do_not_depend_on_the_batch(model: Model, tmp_path: Path, batch_s
     images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images").astype(int)
     others = generate(model, PROMPTS, replace(SAMPLING, batch_size=batch_size), 2.0, tmp_path / "others")
     assert abs(images - others).max() <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_an_embedded_base_draws_the_same_whatever_the_batch_and_the_processes(
+    family: str, world: Path, tmp_path: Path
+) -> None:
+    """Images within 2 of 255, and the verifier agrees in 99.5 %."""
+    embedded = Model(ModelConfig(family, str(EMBEDDED / family), max_sequence_length=0))
+    prompts = read_prompts(world, "test", 220)
+    texts, sampling = [prompt.text for prompt in prompts], SamplingConfig(16, 64, seeds_per_prompt=8)
+    images = generate(embedded, texts, sampling, 3.0, tmp_path / "64")
+    for batch_size, processes in ((1, 1), (7, 1), (32, 2)):
+        own = replace(sampling, batch_size=batch_size)
+        others = generate(embedded, texts, own, 3.0, tmp_path / str(batch_size), runner=LocalRunner(processes))
+        assert abs(images.astype(int) - others).max() <= 2
+        verdicts = [
+            verify(first, prompt.claim) == verify(second, prompt.claim)
+            for prompt, *pair in zip(prompts, images, others, strict=True)
+            for first, second in zip(*pair, strict=True)
+        ]
+        assert np.mean(verdicts) >= 0.995
 
 
 def test_images_do_not_depend_on_the_number_of_processes(model: Model, tmp_path: Path) -> None:
@@ -118,10 +144,10 @@ def test_a_full_disk_names_the_image_and_keeps_those_before(model: Model, small_
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_another_scheduler_draws_another_image_and_leaves_the_base_s_own(model: Model, name: str) -> None:
-    backbone = generation.opened(model)
-    own = backbone.pipeline.scheduler
-    images = draw(backbone, PROMPTS[:1], replace(SAMPLING, scheduler=name), 2.0)
-    assert backbone.pipeline.scheduler is own
+    with generation.opened(model) as backbone:
+        own = backbone.pipeline.scheduler
+        images = draw(backbone, PROMPTS[:1], replace(SAMPLING, scheduler=name), 2.0)
+        assert backbone.pipeline.scheduler is own
     assert images.dtype == np.uint8
 
 

@@ -299,7 +299,7 @@ def test_detections_equal_a_plain_loop_over_queries_and_kinds() -> None:
 
 def test_kinds_are_cocos_and_cover_all_of_genevals_prompts() -> None:
     assert len(set(KINDS)) == 80
-    requests = [prompt.request for prompt in prompt_set("geneval", PROMPTS)]
+    requests = [prompt.truth for prompt in prompt_set("geneval", PROMPTS)]
     assert {item.kind for request in requests for item in (*request.include, *request.exclude)} <= set(KINDS)
 
 
@@ -326,7 +326,7 @@ def test_colors_are_the_nearest_by_clip_on_a_cut_out(folder: Path) -> None:
 
 
 def test_geneval_scores_by_its_own_prompts(folder: Path) -> None:
-    requests = {prompt.text: prompt.request for prompt in prompt_set("geneval", PROMPTS)}
+    requests = {prompt.text: prompt.truth for prompt in prompt_set("geneval", PROMPTS)}
     scorer = load_scorers([ScorerConfig("geneval", str(folder))], requests)["geneval"]
     assert scorer.score(["a photo of a bench"], [picture(40, 30)]).tolist() == [0.0]
     with pytest.raises(ValueError, match="a photo of a dream"):

@@ -12,7 +12,11 @@ from scipy import linalg
 from torch import nn
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 
+from softrepa_pipeline.evaluation.benchmark import Prompts
+from softrepa_pipeline.evaluation.measures import Measures
+from softrepa_pipeline.evaluation.prompts import TaskPrompt
 from softrepa_pipeline.evaluation.scorers import NotMeasured, ScorerConfig
+from softrepa_pipeline.evaluation.scorers.verifier import WorldVerifier
 from softrepa_pipeline.evaluation.sets import Lpips, SetMeasure, load_set_measure
 from softrepa_pipeline.evaluation.sets.distances import clip_distance, frechet, frechet_distance, kernel_distance
 from softrepa_pipeline.shapes.tiny_models import build_clip, build_tokenizer
@@ -121,7 +125,7 @@ def test_set_measures_without_weights_or_of_no_known_name(tmp_path: Path) -> Non
     missing = load_set_measure(ScorerConfig("cmmd", str(tmp_path / "none")))
     assert isinstance(missing, NotMeasured)
     assert "put its files there" in missing.reason
-    with pytest.raises(ValueError, match=r"unknown set measure 'fid'\. Known: fd_dinov2, kid_dinov2, cmmd"):
+    with pytest.raises(ValueError, match=r"unknown set measure 'fid'\. Known: fd_dinov2, kid_dinov2, cmmd, lpips"):
         load_set_measure(ScorerConfig("fid"))
 
 
@@ -175,3 +179,12 @@ def test_lpips_equals_its_definition(tmp_path: Path) -> None:
     assert lpips.diversity([a, b, c]) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="one size"):
         lpips.distance(a, a.resize((32, 32)))
+
+    diversity = load_set_measure(ScorerConfig("lpips_diversity", str(tmp_path)))
+    measures = Measures({"verifier": WorldVerifier(ScorerConfig("verifier"), {})}, {"lpips_diversity": diversity})
+    prompts = Prompts([TaskPrompt("x", "t"), TaskPrompt("y", "t")])
+    drawn = np.stack([np.stack([np.asarray(a), np.asarray(b)]), np.stack([np.asarray(c), np.asarray(c)])])
+    assert measures.distances(prompts, drawn)["lpips_diversity"] == pytest.approx(
+        reference.distance(a, b) / 2, rel=1e-5
+    )
+    assert "several images a prompt" in measures.distances(prompts, drawn[:, :1])["lpips_diversity"].reason

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from softrepa_pipeline.evaluation.statistics import overall, paired_intervals, task_means
+from softrepa_pipeline.evaluation.statistics import holm, overall, paired_intervals, task_means
 
 TASKS = ["a"] * 60 + ["b"] * 20
 
@@ -14,14 +14,50 @@ def test_overall_is_the_mean_of_task_means() -> None:
     assert overall(scores, TASKS) == 0.5
 
 
-def test_interval_covers_zero_for_equal_models_about_as_often_as_it_says() -> None:
+def simulated(rng: np.random.Generator, gain: float = 0.0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Verdicts of two models on 6 tasks of 60 prompts, 2 images each: easy and hard prompts, and a planted gain."""
+    ease = rng.beta(0.8, 0.8, size=(360, 1))
+    base, soft = rng.random((360, 2)) < ease, rng.random((360, 2)) < ease
+    missed = np.flatnonzero(~soft)
+    chosen = rng.choice(missed, round(gain * soft.size), replace=False)
+    soft.flat[chosen] = True
+    return base, soft, [f"task {number}" for number in range(6) for _ in range(60)]
+
+
+def test_between_two_copies_of_a_model_the_interval_covers_zero_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(60):
-        base, soft = (rng.random((80, 2)) < 0.5 for _ in range(2))
-        total, _ = paired_intervals(base, soft, TASKS)
-        covered.append(total.low <= 0 <= total.high)
-    assert 0.85 <= np.mean(covered) <= 1.0
+    totals = [paired_intervals(*simulated(rng))[0] for _ in range(200)]
+    assert 0.915 <= np.mean([total.low <= 0 <= total.high for total in totals]) <= 0.985
+    assert 0.015 <= np.mean([total.p <= 0.05 for total in totals]) <= 0.085
+
+
+def test_a_planted_gain_of_five_points_is_found() -> None:
+    rng = np.random.default_rng(1)
+    totals = [paired_intervals(*simulated(rng, gain=0.05))[0] for _ in range(40)]
+    assert np.mean([total.low > 0 and total.p < 0.05 for total in totals]) >= 0.6
+    assert np.mean([total.mean for total in totals]) == pytest.approx(0.05, abs=0.01)
+
+
+def test_p_is_the_share_of_sign_flips_that_go_as_far() -> None:
+    difference = np.array([0.5, 1.0, -0.25, 0.75, 0.25])
+    flips = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T
+    exact = np.mean(abs(flips @ difference) >= abs(difference.sum()) - 1e-12)
+    total, _ = paired_intervals(np.zeros((5, 1)), difference[:, None], ["a"] * 5)
+    assert total.p == pytest.approx(exact, abs=0.02)
+
+
+def test_equal_scores_have_p_1() -> None:
+    scores = np.ones((4, 2))
+    total, _ = paired_intervals(scores, scores, ["a", "a", "b", "b"])
+    assert (total.mean, total.low, total.high, total.p) == (0, 0, 0, 1)
+
+
+def test_holm_equals_its_definition() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
 
 
 def test_a_planted_gain_is_found_in_its_task_alone() -> None:

@@ -1,16 +1,23 @@
 """Evaluation of a base model against the same model with soft tokens."""
 
-from softrepa_pipeline.evaluation.evaluate import Arm, Evaluation, EvaluationConfig, evaluate, measure, summarise
-from softrepa_pipeline.evaluation.report import format_table, results_page, write_report
+from softrepa_pipeline.evaluation.arm import Arm, measure
+from softrepa_pipeline.evaluation.benchmark import Benchmark
+from softrepa_pipeline.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate, load_benchmark
+from softrepa_pipeline.evaluation.generation import Model
+from softrepa_pipeline.evaluation.measures import load_measures
+from softrepa_pipeline.evaluation.studio import Studio
+from softrepa_pipeline.evaluation.summary import summarise
 
 __all__ = [
     "Arm",
+    "Benchmark",
     "Evaluation",
     "EvaluationConfig",
+    "Model",
+    "Studio",
     "evaluate",
-    "format_table",
+    "load_benchmark",
+    "load_measures",
     "measure",
-    "results_page",
     "summarise",
-    "write_report",
 ]

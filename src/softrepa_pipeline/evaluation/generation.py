@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -47,14 +48,26 @@ class Work:
     index: int
 
 
+@contextmanager
+def opened(model: Model) -> Iterator[Backbone]:
+    """The model, loaded, with its tokens in it for as long as it is open; a process keeps the last base.
+
+    Raises:
+        FileNotFoundError: the base or the tokens are not there.
+        ValueError: the tokens are damaged or do not fit the base.
+    """
+    backbone = _base(model.base)
+    if model.tokens is None:
+        yield backbone
+        return
+    tokens, _ = load_soft_tokens(Path(model.tokens), model.base.family)
+    with add_tokens(backbone, tokens, model.strength):
+        yield backbone
+
+
 @lru_cache(maxsize=1)
-def opened(model: Model) -> Backbone:
-    """The model, loaded, with its tokens in it; a process keeps the last one."""
-    backbone = load_backbone(model.base)
-    if model.tokens is not None:
-        tokens, _ = load_soft_tokens(Path(model.tokens), model.base.family)
-        add_tokens(backbone, tokens, model.strength)
-    return backbone
+def _base(config: ModelConfig) -> Backbone:
+    return load_backbone(config)
 
 
 def generate(
@@ -97,7 +110,8 @@ def generate(
 
 def _draw(model: Model, sampling: SamplingConfig, guidance: float, missing: frozenset[Work], batch: list[Work]) -> int:
     """Draw a batch and keep those images of it that are missing; returns their number."""
-    images = draw_batch(opened(model), [(item.prompt, item.index) for item in batch], sampling, guidance)
+    with opened(model) as backbone:
+        images = draw_batch(backbone, [(item.prompt, item.index) for item in batch], sampling, guidance)
     drawn = [(item, image) for item, image in zip(batch, images, strict=True) if item in missing]
     for item, image in drawn:
         keep(item.file, image)

@@ -11,30 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline.evaluation.scorers.geneval_rules import Request, request_from_record
+from softrepa_pipeline.shapes.claims import Claim
 
 _T2I_COMPBENCH = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
 
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """A prompt with the group that its set's results are told by, and GenEval's request where it is one of its."""
+    """A prompt, the group that its set's results are told by, and what it asks for where its set says that."""
 
     text: str
     task: str
-    request: Request | None = None
+    truth: Claim | Request | None = None
 
 
 def prompt_set(name: str, folder: Path) -> list[TaskPrompt]:
     """A set's prompts in the order of its files, which lie in `folder/<name>/` as published (docs/metrics.md).
 
+    A name that ends in `.txt` is a file of your own, one prompt a line.
+
     Raises:
         ValueError: there is no such set, or a line is not what it should be; the message names file and line.
         FileNotFoundError: a file is not there.
     """
+    if name.endswith(".txt"):
+        return _own(Path(name))
     if name not in _READERS:
         near = difflib.get_close_matches(name, _READERS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown prompt set {name!r}; did you mean {near}? Known: {', '.join(_READERS)}")
     return list(_READERS[name](folder / name))
+
+
+def _own(path: Path) -> list[TaskPrompt]:
+    prompts = [TaskPrompt(line, path.stem) for _, line in _lines(path)]
+    if not prompts:
+        raise ValueError(f"{path}: no prompts in it; one a line is expected")
+    return prompts
 
 
 def _text(path: Path) -> str:

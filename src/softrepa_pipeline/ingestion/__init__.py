@@ -1,5 +1,6 @@
 """Ingestion: any captioned images in, one checked table of pairs and a quarantine table out."""
 
+from softrepa_pipeline.ingestion.changes import new_images
 from softrepa_pipeline.ingestion.ingest import IngestConfig, ingest
 from softrepa_pipeline.ingestion.reading import image_ids, iter_captions, read_images
 from softrepa_pipeline.ingestion.screens import Removal, leaks
@@ -23,6 +24,7 @@ __all__ = [
     "iter_pairs",
     "leaks",
     "load_rgb",
+    "new_images",
     "open_source",
     "read_images",
 ]

@@ -16,7 +16,8 @@ class FitConfig:
     """How soft tokens are trained; training/presets.py has the settings of every family and objective.
 
     Tokens: `layers` (indices for SD3, `down`, `mid.0` … for UNets) receive `num_tokens` tokens each, or all the same
-    ones with `shared`, with `num_buckets` timestep buckets; they start as `initial` says, `normal` or `null_text`.
+    ones with `shared`, with `num_buckets` timestep buckets; they start as `initial` says, `normal` or `null_text`,
+    or with `start_from` as the tokens of that file.
 
     Data: each step takes `batch_size` images. With `candidates: sampled` an image competes with `num_negatives`
     captions besides its own: `edited_share` of them structured (the caption with a contradiction in it), `mined_share`
@@ -48,6 +49,7 @@ class FitConfig:
     num_tokens: int = 4
     num_buckets: int = 0
     initial: str = "normal"
+    start_from: str | None = None
     candidates: str = "sampled"
     num_negatives: int | None = 1
     edited_share: float | tuple[float, float] = 0.0

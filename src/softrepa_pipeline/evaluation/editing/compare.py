@@ -94,8 +94,10 @@ def compare(config: SweepConfig, base: ModelConfig, tokens: Path, work: Path) ->
                 settings = replace(own, start_step=start)
                 label = f"{arm}, {own.method} from step {start}"
                 images = _edited(model, made_by, edits, settings, work, label)
-                outcomes[own.method][arm][start] = judge(edits, images)
-    return Comparison(config, edits, outcomes, judge(edits, reconstruct(opened(Model(base)), _sources(edits))))
+                outcomes[own.method][arm][start] = _judge(edits, images)
+    with opened(Model(base)) as backbone:
+        autoencoder = _judge(edits, reconstruct(backbone, _sources(edits)))
+    return Comparison(config, edits, outcomes, autoencoder)
 
 
 def _edited(
@@ -108,7 +110,8 @@ def _edited(
     file = work / f"{hashlib.sha256(parts.encode()).hexdigest()[:32]}.png"
     column = read_kept(file)
     if column is None:
-        column = np.concatenate(edit(opened(model), sources, captions, settings, label))
+        with opened(model) as backbone:
+            column = np.concatenate(edit(backbone, sources, captions, settings, label))
         keep(file, column)
     return column.reshape(sources.shape)
 
@@ -117,7 +120,7 @@ def _sources(edits: list[TrueEdit]) -> np.ndarray:
     return np.stack([own.image for own in edits])
 
 
-def judge(edits: list[TrueEdit], images: np.ndarray) -> Outcome:
+def _judge(edits: list[TrueEdit], images: np.ndarray) -> Outcome:
     """What the verifier and the masks say of edited images (edits, height, width, 3), uint8."""
     pairs = list(zip(edits, images, strict=True))
     success = np.array([verify(image, own.claim) for own, image in pairs])

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,15 +38,21 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores (images,) with what gave them, a model's folder or hub id and revision, and what one image cost."""
+    """Scores (images,), what gave them (a model's folder or hub id and revision), and what one image cost.
+
+    Tables show them times `scale`.
+    """
 
     values: np.ndarray
     model: str
     seconds_per_image: float
+    scale: float = 1.0
 
 
 class Scorer(ABC):
-    """Scores images against their prompts; `model` says which weights do it."""
+    """Scores images against their prompts; `model` says which weights do it. Tables show its scores times `scale`."""
+
+    scale: ClassVar[float] = 1.0
 
     def __init__(self, config: ScorerConfig, model: str) -> None:
         self.name, self.device, self.batch_size, self.model = config.name, config.device, config.batch_size, model
@@ -82,5 +89,6 @@ def score_images(
             continue
         started = time.perf_counter()
         values = scorer.score(prompts, images)
-        results[name] = Scores(values, scorer.model, (time.perf_counter() - started) / max(len(images), 1))
+        seconds = (time.perf_counter() - started) / max(len(images), 1)
+        results[name] = Scores(values, scorer.model, seconds, scorer.scale)
     return results

@@ -21,6 +21,8 @@ MASK2FORMER = Source("facebook/mask2former-swin-small-coco-instance", "f77f179fc
 class GenEval(Scorer):
     """Judges by each prompt's request; a folder may hold the CLIP of the colours under `clip/`."""
 
+    scale = 100.0
+
     def __init__(self, config: ScorerConfig, requests: Mapping[str, Request]) -> None:
         source = source_of(config, MASK2FORMER)
         clip = source.companion("clip/config.json", CLIP_L)

@@ -42,6 +42,8 @@ _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 class HpsV21(Scorer):
     """HPSv2.1: cos, times 1 (published tables show it times 100)."""
 
+    scale = 100.0
+
     def __init__(self, config: ScorerConfig) -> None:
         source = source_of(config, HPS)
         super().__init__(config, str(source))

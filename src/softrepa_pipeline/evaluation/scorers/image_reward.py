@@ -50,6 +50,8 @@ _BLOCK_NAMES = {
 class ImageReward(Scorer):
     """ImageReward-v1.0, normalised by its authors' mean and deviation (published tables show it times 100)."""
 
+    scale = 100.0
+
     def __init__(self, config: ScorerConfig) -> None:
         source = source_of(config, IMAGE_REWARD)
         super().__init__(config, str(source))

@@ -15,6 +15,8 @@ from softrepa_pipeline.shapes.verifier import verify
 class WorldVerifier(Scorer):
     """Judges by the claim of each prompt; `claims` holds those of all prompts that will be asked for."""
 
+    scale = 100.0
+
     def __init__(self, config: ScorerConfig, claims: Mapping[str, Claim]) -> None:
         super().__init__(config, "softrepa_pipeline.shapes.verifier")
         self.claims = claims

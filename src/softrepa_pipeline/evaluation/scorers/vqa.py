@@ -21,6 +21,8 @@ ANSWER = "Yes"
 class VqaScore(Scorer):
     """P("Yes" | image, question), the softmax over the whole vocabulary at the first answer token."""
 
+    scale = 100.0
+
     def __init__(self, config: ScorerConfig) -> None:
         source = source_of(config, GEMMA)
         super().__init__(config, str(source))

@@ -1,4 +1,4 @@
-"""Measures of a set of generated images against a set of real ones."""
+"""Measures of a set of generated images: against real ones, or among themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from softrepa_pipeline.evaluation.sets.lpips import Lpips
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["SET_MEASURES", "Lpips", "SetMeasure", "load_set_measure"]
+LPIPS_DIVERSITY = "lpips_diversity"
+
+__all__ = ["LPIPS_DIVERSITY", "SET_MEASURES", "Lpips", "SetMeasure", "load_set_measure"]
 
 # The features that images are compared by, and the distance between two sets of them.
 SET_MEASURES: dict[str, tuple[Callable[[ScorerConfig], FeatureExtractor], Callable[[Features, Features], float]]] = {
@@ -44,16 +46,19 @@ class SetMeasure:
         return self.distance(self.extractor.features(real), self.extractor.features(generated))
 
 
-def load_set_measure(config: ScorerConfig) -> SetMeasure | NotMeasured:
+def load_set_measure(config: ScorerConfig) -> SetMeasure | Lpips | NotMeasured:
     """A measure by its name, or why it cannot be taken.
 
     Raises:
         ValueError: there is no measure of that name.
     """
-    if config.name not in SET_MEASURES:
-        raise ValueError(f"unknown set measure {config.name!r}. Known: {', '.join(SET_MEASURES)}")
-    extractor, distance = SET_MEASURES[config.name]
+    known = (*SET_MEASURES, LPIPS_DIVERSITY)
+    if config.name not in known:
+        raise ValueError(f"unknown set measure {config.name!r}. Known: {', '.join(known)}")
     try:
+        if config.name == LPIPS_DIVERSITY:
+            return Lpips(config)
+        extractor, distance = SET_MEASURES[config.name]
         return SetMeasure(extractor(config), distance)
     except MissingWeightsError as error:
         logger.warning("%s is not measured: %s", config.name, error)

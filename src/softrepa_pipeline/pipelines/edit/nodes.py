@@ -47,7 +47,7 @@ def compare_edits(
     comparison = compare(config, build(ModelConfig, model, "model"), tokens, work)
     summary = summarise(comparison, ClipEncoder(clip["model"], clip["device"]).similarity, structure)
     summary.update(family=metadata["family"], objective=metadata["objective"])
-    report = Path(folders["edit_report"])
+    report = Path(folders["evaluation"]) / "edit.html"
     title = f"Edits with {metadata['family']}: base against {metadata['objective']} tokens"
     write_edit_report(comparison, summary, title, report)
     _track(summary, report)

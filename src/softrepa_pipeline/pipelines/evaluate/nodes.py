@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.backbones import ModelConfig
 from softrepa_pipeline.config import build
-from softrepa_pipeline.evaluation import EvaluationConfig, evaluate, format_table, write_report
-from softrepa_pipeline.evaluation.scorers import load_scorers
-from softrepa_pipeline.shapes.dataset import claims_of
+from softrepa_pipeline.evaluation import (
+    Benchmark,
+    EvaluationConfig,
+    Model,
+    Studio,
+    evaluate,
+    load_benchmark,
+    load_measures,
+)
+from softrepa_pipeline.evaluation.report import Context, format_table, write_report
+from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
+from softrepa_pipeline.stage import source_digest
+from softrepa_pipeline.training.records import read
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +35,48 @@ def evaluate_tokens(
     model: dict[str, Any],
     parameters: dict[str, Any],
     sampling: dict[str, Any],
-    report: str,
+    folders: dict[str, str],
+    runner: dict[str, Any],
 ) -> dict[str, Any]:
     """Compare the base with and without soft tokens; writes the HTML report beside evaluation.json."""
     started = time.perf_counter()
     config = build(EvaluationConfig, {"sampling": sampling["settings"], **parameters}, "evaluation")
-    tokens, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
-    backbone = load_backbone(build(ModelConfig, model, "model"))
-    scorers = load_scorers(config.scorers, claims_of(Path(world["folder"])))
-    evaluation = evaluate(config, backbone, tokens, Path(world["folder"]), scorers)
-    evaluation.summary.update(family=metadata["family"], objective=metadata["objective"])
-    evaluation.summary["seconds"]["total"] = time.perf_counter() - started
-    write_report(evaluation, Path(report))
-    _track(evaluation.summary, Path(report))
-    logger.info(
-        "base against soft tokens, %d unseen prompts\n\n%s\n", len(evaluation.prompts), format_table(evaluation.summary)
-    )
+    _, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
+    benchmark, studio = prepare(config, world, folders, runner)
+    base = build(ModelConfig, model, "model")
+    evaluation = evaluate(config, benchmark, Model(base), Model(base, soft_tokens["file"]), studio)
+    summary = evaluation.summary
+    summary.update(family=metadata["family"], objective=metadata["objective"])
+    summary["seconds"]["total"] = time.perf_counter() - started
+    report = Path(folders["evaluation"]) / "report.html"
+    log = read(Path(soft_tokens["log"])) if "log" in soft_tokens else []  # none where they were trained elsewhere
+    write_report(evaluation, Context(_identity(base, soft_tokens, metadata), log), report)
+    _track(summary, report)
+    table = format_table(summary)
+    logger.info("base against soft tokens, %d unseen prompts\n\n%s\n", summary["num_prompts"], table)
     logger.info("report: %s", report)
-    return evaluation.summary
+    return summary
+
+
+def prepare(
+    config: EvaluationConfig, world: Mapping[str, Any], folders: Mapping[str, str], runner: Mapping[str, Any]
+) -> tuple[Benchmark, Studio]:
+    """The prompts, and what draws and measures their images; whatever is missing is told before anything is drawn."""
+    benchmark = load_benchmark(config, Path(world["folder"]), Path(folders["prompts"]))
+    measures = load_measures(config.scorers, config.sets, benchmark.truths)
+    where = make_runner(build(RunnerConfig, runner, "runner"))
+    return benchmark, Studio(measures, config.sampling, Path(folders["images"]), where)
+
+
+def _identity(base: ModelConfig, soft_tokens: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Which model and which tokens, by content."""
+    tokens = Path(soft_tokens["file"])
+    return {
+        "base model": f"{base.base} (content {source_digest(base.base, base.revision)}, {base.dtype})",
+        "soft tokens": f"{tokens} (content {source_digest(str(tokens))})",
+        **{f"tokens: {name}": value for name, value in metadata.items() if len(value) < 80},
+        "MLflow run": tracking.active_run_id() or "not tracked",
+    }
 
 
 def _track(summary: dict[str, Any], report: Path) -> None:
@@ -50,8 +85,8 @@ def _track(summary: dict[str, Any], report: Path) -> None:
     }
     metrics |= {f"evaluation/{arm}/overall": summary[arm]["overall"] for arm in ("base", "soft")}
     metrics |= {f"evaluation/gain/{bound}": value for bound, value in summary["delta"]["overall"].items()}
-    measures = {name: score for name, score in summary["scores"].items() if "not_measured" not in score}
-    for name, measure in {"retrieval": summary["retrieval"], **measures}.items():
-        metrics |= {f"evaluation/{arm}/{name}": measure[arm] for arm in ("base", "soft")}
+    for name, measure in {**summary["measures"], **summary["sets"]}.items():
+        if "not_measured" not in measure:
+            metrics |= {f"evaluation/{arm}/{name}": measure[arm] for arm in ("base", "soft")}
     tracking.log_metrics(metrics)
     tracking.log_artifact(report, "report")

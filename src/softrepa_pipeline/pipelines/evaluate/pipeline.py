@@ -13,6 +13,7 @@ def create_pipeline() -> Pipeline:
         "params:model",
         "params:evaluation",
         "params:sampling",
-        "params:folders.report",
+        "params:folders",
+        "params:runner",
     ]
     return render_world_node() + pipeline([node(evaluate_tokens, inputs, "evaluation", name="evaluate_tokens")])

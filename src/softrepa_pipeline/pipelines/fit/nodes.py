@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict
@@ -59,6 +60,8 @@ def fit_tokens(
     base = source_digest(model_config.base, model_config.revision)
     inputs = {"pairs": pairs["digest"], "negatives": negatives["digest"], "model": base}
     inputs |= {name: str(getattr(model_config, name)) for name in _MODEL_SETTINGS}
+    if config.start_from is not None:
+        inputs["start"] = source_digest(config.start_from)
     stage = Stage("fit", Path(folders["tokens"]), inputs, config, _CODE)
     where, limit = make_runner(build(RunnerConfig, runner, "runner")), build(CacheConfig, cache, "cache")
 
@@ -86,11 +89,12 @@ def fit_tokens(
                 folder=str(work),
                 provenance=provenance,
             )
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), _cpu_seconds()
             with following(run, work):
                 launch(job)
             result = _result(job, stage)
-            result["seconds"] = time.perf_counter() - started
+            result |= {"seconds": time.perf_counter() - started, "log": str(work / "metrics.jsonl")}
+            result["cpu_seconds"] = _cpu_seconds() - cpu_started
             run.log_artifact(Path(result["file"]), "tokens")
         return result
 
@@ -120,6 +124,11 @@ def _result(job: Job, stage: Stage) -> dict[str, Any]:
     partial.replace(file)
     tokens, _ = load_soft_tokens(file)
     return {"file": str(file), "num_parameters": tokens.num_parameters, **job.metadata, "digest": stage.fingerprint}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def _link_to_interrupted(run: tracking.NestedRun, work: Path) -> None:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.backbones import ModelConfig
 from softrepa_pipeline.config import build
-from softrepa_pipeline.evaluation import EvaluationConfig, format_table, measure, results_page, summarise
-from softrepa_pipeline.evaluation.scorers import load_scorers
-from softrepa_pipeline.inference import add_tokens
+from softrepa_pipeline.evaluation import EvaluationConfig, Model, measure, summarise
+from softrepa_pipeline.evaluation.report import format_table, results_page
+from softrepa_pipeline.pipelines.evaluate.nodes import prepare
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
-from softrepa_pipeline.shapes.dataset import claims_of, read_prompts
-from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import write_json
 
 logger = logging.getLogger(__name__)
@@ -40,27 +38,24 @@ def measure_results(
     """Train a family with every objective and seed, measure all on the test prompts, and write docs/results.md."""
     settings = {**sampling["settings"], "seeds_per_prompt": parameters["seeds_per_prompt"]}
     config = build(EvaluationConfig, {**parameters["evaluation"], "sampling": settings}, "results.evaluation")
-    backbone = load_backbone(build(ModelConfig, model, "model"))
-    scorers = load_scorers(config.scorers, claims_of(Path(world["folder"])))
-    prompts = read_prompts(Path(world["folder"]), "test", config.prompts_per_task)
-    base = measure(config, backbone, Path(world["folder"]), scorers, "base")
+    benchmark, studio = prepare(config, world, folders, runner)
+    base_model = build(ModelConfig, model, "model")
+    base = measure(benchmark, Model(base_model), config.guidance_scales, studio, "base")
     summaries = {}
     for objective in parameters["objectives"]:
-        trainings, seconds = {}, []
+        arms, seconds = [], []
         for seed in parameters["training_seeds"]:
             own_folders = {**folders, "tokens": f"{folders['tokens']}/results/{objective}-{seed}"}
             own_fit = {**fit, "objective": objective, "seed": seed}
             trained = fit_tokens(
                 pairs, negatives, model, own_fit, execution, sampling, own_folders, runner, cache, force
             )
-            trainings[seed] = load_soft_tokens(Path(trained["file"]))[0]
             seconds.append(trained["seconds"])
-        arms = []
-        for seed, tokens in trainings.items():
-            with add_tokens(backbone, tokens):
-                arms.append(measure(config, backbone, Path(world["folder"]), scorers, f"{objective}, seed {seed}"))
-        summaries[objective] = {**summarise(prompts, base, arms), "seconds": {"training": sum(seconds) / len(seconds)}}
-        logger.info("%s, %s\n\n%s\n", model["family"], objective, format_table(summaries[objective]))
+            soft = Model(base_model, trained["file"])
+            arms.append(measure(benchmark, soft, config.guidance_scales, studio, f"{objective}, seed {seed}"))
+        summary = {**summarise(benchmark, base, arms), "seconds": {"training": sum(seconds) / len(seconds)}}
+        summaries[objective] = summary
+        logger.info("%s, %s\n\n%s\n", model["family"], objective, format_table(summary))
     results = {
         "family": model["family"],
         "seeds": parameters["training_seeds"],
