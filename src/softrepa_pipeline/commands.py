@@ -20,6 +20,8 @@ from softrepa_pipeline.publishing.commands import push
 from softrepa_pipeline.serving.command import serve
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
     from softrepa_pipeline.training import FitConfig
     from softrepa_pipeline.training.estimate import Estimate
 
@@ -148,10 +150,11 @@ def edit(
 ) -> None:
     """Change an image from what one caption says to what another one says; it is cropped to the model's square."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     from softrepa_pipeline.backbones import load_backbone
     from softrepa_pipeline.evaluation import editing
+    from softrepa_pipeline.evaluation.pixels import image_format, write_image
     from softrepa_pipeline.inference import add_tokens
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
@@ -159,7 +162,8 @@ def edit(
     config = editing.configured("published" if base else "embedded", family, tokens is not None, changes)
     model = model_config(family, base, device, dtype, max_sequence_length)
     loaded = load_soft_tokens(tokens, family)[0] if tokens else None
-    opened = Image.open(image).convert("RGB")
+    opened = _read_image(image)
+    image_format(output)
     backbone = load_backbone(model)
     if loaded:
         add_tokens(backbone, loaded, strength)
@@ -167,8 +171,17 @@ def edit(
     pixels = np.array(ImageOps.fit(opened, (side, side)))
     edited = editing.edit(backbone, pixels[None], [editing.Captions(source, target)], config)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(edited).save(output)
+    write_image(output, edited)
     click.echo(f"{output}: {config.method}, steps {config.start_step} to {config.num_steps}, seed {config.seed}")
+
+
+def _read_image(file: Path) -> PilImage:
+    from softrepa_pipeline.ingestion.validation import BadSample, load_rgb
+
+    try:
+        return load_rgb(file.read_bytes())
+    except BadSample as error:
+        raise ValueError(f"--image {file} cannot be used: {error.reason}") from error
 
 
 @main.command()

@@ -5,6 +5,7 @@ from softrepa_pipeline.evaluation.editing.config import PRESETS, Captions, EditC
 from softrepa_pipeline.evaluation.editing.edit import edit, native_side
 from softrepa_pipeline.evaluation.editing.measures import StructureDistance
 from softrepa_pipeline.evaluation.editing.report import draw_front, format_table, write_edit_report
+from softrepa_pipeline.evaluation.editing.summary import summarise
 
 __all__ = [
     "PRESETS",
@@ -19,5 +20,6 @@ __all__ = [
     "edit",
     "format_table",
     "native_side",
+    "summarise",
     "write_edit_report",
 ]
