@@ -51,6 +51,16 @@ def test_from_a_first_drop_to_a_champion_and_a_bad_drop_that_does_not_replace_it
     first = decision(project)
     assert (first["decision"], first["champion"], first["new_images"]) == ("promoted", 1, 64)
     assert first["trained_on"] == 60
+    draw = (
+        "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]);"
+        "model = mlflow.pyfunc.load_model('models:/softrepa-embedded_sd3-softrepa@champion');"
+        "print(model.predict(['a red circle'], {'steps': 2})['image'][0][:11])"
+    )
+    store = f"sqlite:///{project / 'mlflow.db'}"
+    drawn = subprocess.run(
+        [sys.executable, "-c", draw, store], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert drawn.stdout.strip().endswith("iVBORw0KGgo"), "the champion can be served: a PNG in base64"
 
     drop(inbox, "a.parquet", 60, 1, num_bad=18)
     (project / "conf/local").mkdir(exist_ok=True)

@@ -26,7 +26,9 @@ from softrepa_pipeline.pipelines.ingest.nodes import ingest_pairs
 from softrepa_pipeline.pipelines.mine.nodes import mine_negatives
 from softrepa_pipeline.pipelines.retrain.memory import PAIRS, Memory, known_to
 from softrepa_pipeline.randomness import numpy_generator
-from softrepa_pipeline.registry import Registry
+from softrepa_pipeline.registry import Registry, Version
+from softrepa_pipeline.serving.model import log as log_model
+from softrepa_pipeline.serving.painter import Defaults
 from softrepa_pipeline.training.replay import write_replay
 
 logger = logging.getLogger(__name__)
@@ -180,6 +182,8 @@ def promote_challenger(
     news: dict[str, Any],
     parameters: dict[str, Any],
     pairs: dict[str, Any],
+    model: dict[str, Any],
+    sampling: dict[str, Any],
     folders: dict[str, str],
     alerts: dict[str, Any],
 ) -> dict[str, Any]:
@@ -199,7 +203,7 @@ def promote_challenger(
     }
     registry = Registry(config.registered_model)
     if verdict["passed"]:
-        decision["champion"] = _register(registry, challenger["tokens"], verdict).number
+        decision["champion"] = _register(registry, challenger["tokens"], verdict, model, sampling).number
     else:
         decision["champion"] = news["champion"]
         event = {"event": "gate failed", "registered_model": config.registered_model, "because": decision["because"]}
@@ -219,10 +223,14 @@ def roll_back(parameters: dict[str, Any]) -> dict[str, Any]:
     return asdict(version)
 
 
-def _register(registry: Registry, tokens: str, verdict: dict[str, Any]) -> Any:
-    tracking.log_artifact(tokens, "tokens")
-    run_id = tracking.active_run_id()
-    source = tokens if run_id is None else f"runs:/{run_id}/tokens"
+def _register(
+    registry: Registry, tokens: str, verdict: dict[str, Any], model: dict[str, Any], sampling: dict[str, Any]
+) -> Version:
+    """Promote the tokens, as a model that MLflow can serve where a run is tracked."""
+    run_id, source = tracking.active_run_id(), tokens
+    if run_id is not None:
+        defaults = Defaults(sampling["guidance"], sampling["settings"]["num_inference_steps"])
+        source = log_model(Path(tokens), build(ModelConfig, model, "model"), defaults).model_uri
     gain = "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**verdict["against_base"])
     return registry.promote(tokens, source, run_id, {"softrepa.gain_over_base": gain})
 

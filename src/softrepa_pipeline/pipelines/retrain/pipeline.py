@@ -37,7 +37,14 @@ def create_pipeline() -> Pipeline:
         "world",
         *(f"params:{name}" for name in ("model", "evaluation", "sampling", "retrain", "folders", "runner")),
     ]
-    promote = ["verdict", "challenger", "news", "params:retrain", "pairs", "params:folders", "params:alerts"]
+    promote = [
+        "verdict",
+        "challenger",
+        "news",
+        "params:retrain",
+        "pairs",
+        *(f"params:{name}" for name in ("model", "sampling", "folders", "alerts")),
+    ]
     return render_world_node() + pipeline(
         [
             node(take_lock, "params:folders", "lock", name="take_lock"),
