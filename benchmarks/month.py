@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEDRO = Path(sys.executable).with_name("kedro")
 MODEL = "softrepa-embedded_sd3-softrepa"
 SETTINGS = (
-    "fit.num_steps=100,retrain.fit.num_steps=200,fit.validation_steps=50,evaluation.prompts_per_task=220,"
+    "fit.num_steps=40,retrain.fit.num_steps=200,fit.validation_steps=50,evaluation.prompts_per_task=220,"
     "evaluation.validation_prompts_per_task=20,sampling.settings.seeds_per_prompt=2"
 )
 logger = logging.getLogger("month")
@@ -70,7 +70,7 @@ def miscounted(items: list[CaptionedScene], rng: np.random.Generator) -> list[st
 
 # File name, images, captions, and what is expected.
 WEEKS: list[tuple[str, int, Captions, str]] = [
-    ("m-first.parquet", 1024, honest, "promoted"),
+    ("m-first.parquet", 512, honest, "promoted"),
     ("n-clean.parquet", 1024, honest, "promoted"),
     ("a-sorts-first.parquet", 768, honest, "either"),
     ("p-poisoned.parquet", 768, poisoned, "kept the champion"),

@@ -43,8 +43,8 @@ def test_each_condition_alone_keeps_the_champion(found: dict[str, Any], fresh: f
 
 
 def test_too_much_bad_data_keeps_the_champion() -> None:
-    assert check_data(GateConfig(), 15, 85).holds
-    check = check_data(GateConfig(), 20, 80)
+    assert check_data(GateConfig(), 15, 100).holds
+    check = check_data(GateConfig(), 20, 100)
     assert not check.holds
     assert check.found == "20 of 100 taken out (20%)"
     assert check_data(GateConfig(), 0, 0).holds

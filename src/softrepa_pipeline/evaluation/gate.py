@@ -57,10 +57,10 @@ def check_quality(config: GateConfig, summary: Mapping[str, Any], fresh: float |
     return checks
 
 
-def check_data(config: GateConfig, num_bad: int, num_new: int) -> Check:
-    """The new data: how much of it ingestion and the poison screen took out."""
-    share = num_bad / max(1, num_bad + num_new)
-    return Check("new data", share <= config.max_bad_share, f"{num_bad} of {num_bad + num_new} taken out ({share:.0%})")
+def check_data(config: GateConfig, num_bad: int, num_samples: int) -> Check:
+    """The new samples: how many of them ingestion and the poison screen took out."""
+    share = num_bad / max(1, num_samples)
+    return Check("new data", share <= config.max_bad_share, f"{num_bad} of {num_samples} taken out ({share:.0%})")
 
 
 def _interval(delta: Mapping[str, float]) -> str:

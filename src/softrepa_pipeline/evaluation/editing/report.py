@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from softrepa_pipeline.files import write_whole
 
 _EDITS_PER_KIND = 4
 _SIDE = 96
+_TRIPLETS_PER_KIND = 2
 _COLORS = {"base": "#5a6472", "soft": "#1a66c2"}
 _LABELS = {"base": "base", "soft": "soft tokens"}
 _LABEL_OFFSETS = {"base": (-10, -13), "soft": (5, 5)}
@@ -128,9 +130,24 @@ def write_edit_report(comparison: Comparison, summary: dict[str, Any], title: st
     write_whole(path, page.encode())
 
 
+def triplets(comparison: Comparison, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """A few edits of the first method, source, base and soft, for another page: captions, verdicts and data URIs."""
+    name, found = next(iter(summary["methods"].items()))
+    return [
+        {"kind": group["kind"], **edit, "captions": asdict(edit["captions"])}
+        for group in _groups(comparison, name, _best_point(found)["start_step"])
+        for edit in group["edits"][:_TRIPLETS_PER_KIND]
+    ]
+
+
+def _best_point(found: dict[str, Any]) -> dict[str, Any]:
+    """The start step that succeeds most often."""
+    return max(found["points"], key=lambda point: point["base"]["success"]["mean"] + point["soft"]["success"]["mean"])
+
+
 def _method(comparison: Comparison, name: str, found: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a method; kinds, measures and pictures from the start step that succeeds most often."""
-    best = max(found["points"], key=lambda point: point["base"]["success"]["mean"] + point["soft"]["success"]["mean"])
+    best = _best_point(found)
     return {
         "name": name,
         "settings": found["settings"],

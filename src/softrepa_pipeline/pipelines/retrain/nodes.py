@@ -158,7 +158,7 @@ def judge_challenger(
     summary = summarise(benchmark, arms["champion"], [arms["challenger"]])
     fresh = _fresh_difference(challenger, pairs, models, config)
     checks = [
-        check_data(config.gate, challenger["num_bad"], news["num_new"]),
+        check_data(config.gate, challenger["num_bad"], news["num_new"] + news["num_quarantined"]),
         *check_quality(config.gate, summary, fresh),
     ]
     against_base = summarise(benchmark, arms["base"], [arms["challenger"]])["delta"]["overall"]
