@@ -43,10 +43,7 @@ ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None]
 # The errors that say what a person should change; any other is our fault and keeps its traceback.
 USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
+    OSError,  # a file that is not there or not allowed, a full disk
     DatasetError,
     MissingConfigException,
     OmegaConfBaseException,
