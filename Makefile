@@ -26,7 +26,7 @@ lint: .venv/.ok  ## ruff, mypy, import contracts
 	$(BIN)/lint-imports
 
 test: lint  ## lint, then the test suite, a process a core
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist worksteal
 
 test-slow: .venv/.ok  ## the long fault and soak suites
 	$(BIN)/pytest -m "slow and not gpu"

@@ -52,7 +52,7 @@ def rendered_data(family: str, folder: Path, world: WorldConfig = _SMALL) -> Tra
         model_config(family),
         ids,
         lambda places: (load_rgb(table["image"][place]) for place in places),
-        32,
+        (32, 32),
         TensorStore(folder / "latents"),
     )
     editor = CaptionEditor(caption for own in captions for caption in own)

@@ -58,7 +58,7 @@ def _job(latents: Path, negatives: Path, folder: Path) -> Job:
     fit = published(_FAMILY, _BATCH_SIZE, num_steps=_STEPS)
     execution = ExecutionConfig(max_pairs_in_memory=64, checkpoint_steps=1000)
     samples = SamplesConfig(3.0, SamplingConfig(1, 1), num_prompts=1)
-    paths = (str(latents), str(negatives), str(folder))
+    paths = ((str(latents),), str(negatives), str(folder))
     return Job(model_config(_FAMILY), fit, execution, samples, *paths, Provenance("", "", "", ""))
 
 

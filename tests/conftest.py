@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from project_runs import copy_project
 from torch import nn
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
@@ -99,7 +100,8 @@ def processes() -> Iterator[multiprocessing.context.ForkServerContext]:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     sd3 = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
-    context.set_forkserver_preload(["softrepa_pipeline.mining", "softrepa_pipeline.training.job", sd3])
+    ours = ("pipelines.mine.nodes", "training.job")
+    context.set_forkserver_preload([*(f"softrepa_pipeline.{name}" for name in ours), sd3])
     yield context
     if before is None:
         del os.environ["OMP_NUM_THREADS"]
@@ -128,3 +130,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     # Tensors that were read may still be mapped.
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project without anything that a run has written."""
+    return copy_project(tmp_path / "project")

@@ -94,7 +94,9 @@ def test_a_limit_that_is_none_is_refused() -> None:
 
 
 def test_the_command_lists_verifies_and_prunes(files: list[Path], tmp_path: Path) -> None:
-    params = f"folders.latents={tmp_path / 'latents'},folders.clip={tmp_path / 'clip'}"
+    params = (
+        f"folders.latents={tmp_path / 'latents'},folders.clip={tmp_path / 'clip'},folders.texts={tmp_path / 'none'}"
+    )
 
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(main, ["cache", arguments[0], "--params", params, *arguments[1:]])

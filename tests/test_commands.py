@@ -98,11 +98,13 @@ def table(*arguments: str | Path) -> dict[str, str]:
 
 
 def test_plan_says_what_a_training_takes() -> None:
-    rows = table("--params", "family=sd15,fit.batch_size=2,execution.max_pairs_in_memory=4", "--images", "4096")
+    execution = "execution.max_pairs_in_memory=4,execution.text_cache=true"
+    rows = table("--params", f"family=sd15,fit.batch_size=2,{execution}", "--images", "4096")
     assert rows["steps"] == "400"
     assert rows["micro-batch"] == "whole rows, 2 at once (4 pairs)"
     # 4096 latents of 16 × 8 × 8 numbers in fp32.
     assert rows["disk: latents"] == "16.8 MB"
+    assert rows["… text states"].endswith(" a caption; how many is known once mined")
     assert rows["… activations"].endswith("MiB (4 pairs × 2.56 MiB)")
     assert rows["… a step"].endswith("GFLOP")
     assert rows["time a step"].endswith(" s (measured)")

@@ -52,3 +52,17 @@ def test_the_paper_s_settings_on_an_embedded_base() -> None:
     published = PRESETS["published", "sd3", "softrepa"].settings
     assert (config.logits, config.temperature, config.num_buckets) == ("exponential", 0.07, 100)
     assert (config.resolution, published.resolution) == (32, 512)
+
+
+def test_no_family_or_objective_overwrites_another_s_edits() -> None:
+    runs = [("sd15", "softrepa"), ("sd15", "agsm"), ("sd3", "agsm")]
+    loaders = [
+        OmegaConfigLoader(
+            str(CONF), env="base", runtime_params={"family": family, "objective": objective}, **CONFIG_LOADER_ARGS
+        )
+        for family, objective in runs
+    ]
+    for (family, objective), loader in zip(runs, loaders, strict=True):
+        folder = f"data/08_reporting/embedded_{family}/shapes/{objective}"
+        assert loader["catalog"]["edit"]["filepath"] == f"{folder}/edit.json"
+        assert loader["parameters"]["folders"]["evaluation"].endswith(f"/{folder}")

@@ -1,5 +1,6 @@
 """A small Kedro project with the real settings, hooks and tracking, run as a user runs it: `kedro run`."""
 
+import json
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ def fit(path, steps):
     with nested_run("fit") as run:
         for step in range(steps):
             run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
-    return steps
+    return {"steps": steps, "skipped": False}
 
 
 def wait(path):
@@ -78,7 +79,9 @@ class Project:
         (package / "settings.py").write_text("from softrepa_pipeline.settings import *\n")
         (package / "pipeline_registry.py").write_text(REGISTRY)
         (folder / "conf/base").mkdir(parents=True)
-        (folder / "conf/base/parameters.yml").write_text("folder: ${project:photos}\nfit: {steps: 3, rate: 0.1}\n")
+        (folder / "conf/base/parameters.yml").write_text(
+            "folder: ${project:photos}\nfit: {steps: 3, rate: 0.1}\nalerts: {command: [tee, alert.json]}\n"
+        )
         (folder / "conf/base/catalog.yml").write_text("{}\n")
         (folder / "conf/other").mkdir()
         (folder / "conf/other/parameters.yml").write_text("fit: {rate: 0.2}\n")
@@ -118,6 +121,11 @@ class Project:
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
+    def artifact(self, name: str) -> str:
+        """A text that the latest run has logged."""
+        [file] = (self.folder / "mlartifacts").glob(f"{self.latest()[0].info.run_id}/artifacts/{name}")
+        return file.read_text()
+
     def latest(self) -> tuple[Run, Run | None]:
         """Return the latest parent run, and its child where it has one."""
         experiment = self.client.get_experiment_by_name("softrepa")
@@ -146,6 +154,9 @@ def test_a_run_is_finished_with_times_tags_and_its_child(project: Project) -> No
     assert tags["kedro.env"] == "other"
     assert tags["git.commit"] == "none"
     assert {"python", "torch", "cpu", "cpu.cores", "memory.gib", "gpu", "process.pid"} <= tags.keys()
+    assert tags["cache.fit"] == "miss"
+    assert "cache.ingest" not in tags
+    assert f"torch=={tags['torch']}" in project.artifact("environment.txt").splitlines()
     assert parent.data.params["folder"] == str(project.folder / "photos")
     assert parent.data.params["fit.steps"] == "3", "an environment adds to a parameter group, it does not replace it"
     dataset = parent.inputs.dataset_inputs[0].dataset
@@ -153,6 +164,18 @@ def test_a_run_is_finished_with_times_tags_and_its_child(project: Project) -> No
     assert child is not None
     assert child.info.status == "FINISHED"
     assert [m.step for m in project.client.get_metric_history(child.info.run_id, "loss")] == [0, 1, 2]
+
+
+def test_what_is_not_committed_stays_with_the_run(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "conf", "src"], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "conf/base/parameters.yml").write_text("folder: ${project:photos}\nfit: {steps: 4, rate: 0.1}\n")
+    code, output = project.run()
+    assert code == 0, output
+    assert project.latest()[0].data.tags["git.commit"].endswith("-dirty")
+    assert "+fit: {steps: 4, rate: 0.1}" in project.artifact("uncommitted.diff")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -176,6 +199,8 @@ def test_a_user_error_fails_the_run_and_ends_with_one_clear_line(project: Projec
     assert parent.info.status == "FAILED"
     assert parent.data.tags["error"] == message
     assert parent.data.tags["status.fit"] == "failed"
+    alert = json.loads((project.folder / "alert.json").read_text())
+    assert alert == {"event": "run failed", "pipeline": "complain", "error": message, "mlflow_run": parent.info.run_id}
     assert "traceback.txt" in [file.path for file in project.client.list_artifacts(parent.info.run_id)]
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from project_runs import ENVIRONMENT, KEDRO, kedro_run
 
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 
-ROOT = Path(__file__).parents[1]
-KEDRO = Path(sys.executable).with_name("kedro")
-# Each project has its own store, whatever this process was told.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
 FIT = "fit.num_steps=8,fit.batch_size=4,fit.held_out_images=8,execution.checkpoint_steps=2"
 SMALL = ",".join(
     [
@@ -36,24 +31,6 @@ SMALL = ",".join(
 TOKENS = "data/06_models/embedded_sd3/shapes/softrepa/soft_tokens.safetensors"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project without anything that a run has written."""
-    folder = tmp_path / "project"
-    for name in ("conf", "data/01_raw/coco_sample", "data/06_models/embedded"):
-        shutil.copytree(ROOT / name, folder / name)
-    (folder / "docs").mkdir()
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
-
-
-def kedro_run(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([KEDRO, "run", *arguments], cwd=project, env=ENVIRONMENT, capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
 def runs(project: Path) -> list[Run]:
     """All runs, the newest first."""
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
@@ -64,7 +41,7 @@ def runs(project: Path) -> list[Run]:
 
 def evaluation(project: Path, model: str = "embedded_sd3/shapes/softrepa") -> dict[str, Any]:
     summary = json.loads((project / "data/08_reporting" / model / "evaluation.json").read_text())
-    del summary["seconds"]
+    del summary["seconds"], summary["tokens_sha256"]  # the file names its run
     return summary
 
 

@@ -16,6 +16,7 @@ from softrepa_pipeline.tensor_store import DAMAGED, TensorStore, shard_files
 
 logger = logging.getLogger(__name__)
 
+_FOLDERS = ("latents", "clip", "texts")
 _ABANDONED = 3600.0  # seconds after which a file that is still partial has no writer
 
 
@@ -43,6 +44,11 @@ class Usage:
     num_shards: int
     num_bytes: int
     last_used: float
+
+
+def cache_folders(folders: dict[str, str]) -> list[Path]:
+    """Of the folders that are configured those that hold stores."""
+    return [Path(folders[name]) for name in _FOLDERS]
 
 
 def usage(folders: Iterable[Path]) -> list[Usage]:

@@ -1,4 +1,4 @@
-"""The `softrepa` command: draw and edit, look into token files, convert published ones, publish, plan, tidy caches."""
+"""The `softrepa` command: draw, edit, inspect, convert, publish, plan, tidy caches, serve."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softrepa_pipeline.command_options import FAMILIES, SAMPLING, base_options, model_config
 from softrepa_pipeline.publishing.commands import export, push
+from softrepa_pipeline.serving.command import serve
 
 if TYPE_CHECKING:
-    from softrepa_pipeline.training.estimate import Estimate
+    from PIL.Image import Image as PilImage
 
-_EMBEDDED = Path("data/06_models/embedded")
-# Published sampling settings (docs/method.md): steps and guidance.
-_SAMPLING = {"sd15": (30, 7.0), "sdxl": (30, 7.0), "sd3": (28, 4.0)}
-FAMILIES = tuple(_SAMPLING)
+    from softrepa_pipeline.training import FitConfig
+    from softrepa_pipeline.training.estimate import Estimate
 
 
 class _Commands(click.Group):
@@ -45,13 +45,12 @@ def main() -> None:
     """Soft tokens for frozen text-to-image models."""
 
 
-main.add_command(push)
-main.add_command(export)
+for command in (serve, push, export):
+    main.add_command(command)
 
 
 @main.command()
-@click.option("--family", type=click.Choice(FAMILIES), required=True)
-@click.option("--base", help="Diffusers folder or hub id; the embedded model of the family unless given.")
+@base_options
 @click.option("--tokens", type=click.Path(path_type=Path), help="Soft-token file; without it the base draws.")
 @click.option("--prompt", "prompts", multiple=True, help="May be given several times.")
 @click.option("--prompts-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One prompt a line.")
@@ -62,9 +61,6 @@ main.add_command(export)
 @click.option("--steps", type=int, help="The family's published number unless given.")
 @click.option("--guidance", type=float, help="The family's published scale unless given.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", default="float32", show_default=True)
-@click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
 @click.option("--output", default=Path("samples"), show_default=True, type=click.Path(path_type=Path))
 def sample(
     family: str,
@@ -85,7 +81,7 @@ def sample(
     output: Path,
 ) -> None:
     """Draw prompts with the stock pipeline: an image for each prompt and seed, and a grid with one row a prompt."""
-    from softrepa_pipeline.backbones import ModelConfig, load_backbone
+    from softrepa_pipeline.backbones import load_backbone
     from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
@@ -95,14 +91,12 @@ def sample(
         raise ValueError("nothing to draw: give --prompt or --prompts-file")
     if len(set(texts)) < len(texts):
         raise ValueError("a prompt is given twice; use --seeds for more images of it")
-    if max_sequence_length is None:
-        max_sequence_length = 0 if base is None else 256
-    model = ModelConfig(family, base or str(_EMBEDDED / family), dtype, device, max_sequence_length=max_sequence_length)
+    model = model_config(family, base, device, dtype, max_sequence_length)
     loaded = load_soft_tokens(tokens, family)[0] if tokens else None
     backbone = load_backbone(model)
     if loaded:
         add_tokens(backbone, loaded, strength)
-    default_steps, default_guidance = _SAMPLING[family]
+    default_steps, default_guidance = SAMPLING[family]
     settings = SamplingConfig(steps or default_steps, batch_size, seeds, seed)
     scale = default_guidance if guidance is None else guidance
     images = draw(backbone, texts, settings, scale, negative_prompt=negative_prompt)
@@ -127,8 +121,7 @@ def _write_images(images: Any, prompts: list[str], folder: Path) -> None:
 
 
 @main.command()
-@click.option("--family", type=click.Choice(FAMILIES), required=True)
-@click.option("--base", help="Diffusers folder or hub id; the embedded model of the family unless given.")
+@base_options
 @click.option("--tokens", type=click.Path(path_type=Path), help="Soft-token file; without it the base edits.")
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--source", required=True, help="What the image shows.")
@@ -140,9 +133,6 @@ def _write_images(images: Any, prompts: list[str], folder: Path) -> None:
 @click.option("--source-guidance", type=float)
 @click.option("--target-guidance", type=float)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", default="float32", show_default=True)
-@click.option("--max-sequence-length", type=int, help="SD3: T5's tokens.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 def edit(
     family: str,
@@ -160,20 +150,20 @@ def edit(
 ) -> None:
     """Change an image from what one caption says to what another one says; it is cropped to the model's square."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    from softrepa_pipeline.backbones import ModelConfig, load_backbone
+    from softrepa_pipeline.backbones import load_backbone
     from softrepa_pipeline.evaluation import editing
+    from softrepa_pipeline.evaluation.pixels import image_format, write_image
     from softrepa_pipeline.inference import add_tokens
     from softrepa_pipeline.soft_tokens import load_soft_tokens
 
     changes = {name: value for name, value in settings.items() if value is not None}
     config = editing.configured("published" if base else "embedded", family, tokens is not None, changes)
-    if max_sequence_length is None:
-        max_sequence_length = 0 if base is None else 256
-    model = ModelConfig(family, base or str(_EMBEDDED / family), dtype, device, max_sequence_length=max_sequence_length)
+    model = model_config(family, base, device, dtype, max_sequence_length)
     loaded = load_soft_tokens(tokens, family)[0] if tokens else None
-    opened = Image.open(image).convert("RGB")
+    opened = _read_image(image)
+    image_format(output)
     backbone = load_backbone(model)
     if loaded:
         add_tokens(backbone, loaded, strength)
@@ -181,8 +171,17 @@ def edit(
     pixels = np.array(ImageOps.fit(opened, (side, side)))
     edited = editing.edit(backbone, pixels[None], [editing.Captions(source, target)], config)[0]
     output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(edited).save(output)
+    write_image(output, edited)
     click.echo(f"{output}: {config.method}, steps {config.start_step} to {config.num_steps}, seed {config.seed}")
+
+
+def _read_image(file: Path) -> PilImage:
+    from softrepa_pipeline.ingestion.validation import BadSample, load_rgb
+
+    try:
+        return load_rgb(file.read_bytes())
+    except BadSample as error:
+        raise ValueError(f"--image {file} cannot be used: {error.reason}") from error
 
 
 @main.command()
@@ -252,7 +251,9 @@ def plan(env: str | None, params: str, images: int | None) -> None:
     num_images = images or _num_images(Path(parameters["folders"]["pairs"]), parameters["source"]["dataset"])
     if execution.num_processes > 1 and model.device == "cpu":
         share_cores(execution.num_processes)  # as each of them will have them
-    found = estimate(open_model(model), config, execution, num_images)
+    negatives = Path(parameters["folders"]["negatives"]) / "negatives.parquet"
+    num_captions = 0 if images else _num_captions(negatives, config)
+    found = estimate(open_model(model), config, execution, num_images, num_captions)
     click.echo(
         f"{config.objective}, preset {parameters['fit']['preset']}, on {model.base} ({model.dtype}, {model.device})"
     )
@@ -263,7 +264,7 @@ def plan(env: str | None, params: str, images: int | None) -> None:
 
 @main.group()
 def cache() -> None:
-    """What latents and CLIP embeddings take on disk; they are kept by content, for all data sets."""
+    """What latents, text states and CLIP embeddings take on disk; they are kept by content, for all data sets."""
 
 
 @cache.command("list")
@@ -313,8 +314,9 @@ def prune_caches(env: str | None, params: str, older_than: float | None, max_gb:
 
 
 def _cache_folders(environment: str | None, changes: str) -> list[Path]:
-    folders = _parameters(environment, changes)["folders"]
-    return [Path(folders[name]) for name in ("latents", "clip")]
+    from softrepa_pipeline.caches import cache_folders
+
+    return cache_folders(_parameters(environment, changes)["folders"])
 
 
 def _parameters(environment: str | None, changes: str) -> dict[str, Any]:
@@ -335,6 +337,18 @@ def _num_images(pairs: Path, dataset: str) -> int:
     return json.loads(manifest.read_text())["num_images"]
 
 
+def _num_captions(negatives: Path, config: FitConfig) -> int:
+    """Captions that a training can score; 0 before they are mined."""
+    if not negatives.is_file():
+        return 0
+    import torch
+
+    from softrepa_pipeline.training import TrainingSet
+
+    data = TrainingSet.read(lambda image_ids: torch.empty(len(image_ids)), negatives)
+    return len(data.drawn_captions(config))
+
+
 def _rows(found: Estimate) -> list[tuple[str, str]]:
     """The table's lines: name and value."""
     flop, pairs = found.flop, f"{found.plan.pairs_at_once} pairs × {_memory(found.pair_bytes)}"
@@ -352,6 +366,10 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
     if found.peak_bytes is not None:
         rows.append(("… highest", f"{_memory(found.peak_bytes)} beyond the weights (measured)"))
     rows += [("disk: latents", _disk(found.latent_bytes)), ("… checkpoints", _disk(found.checkpoint_bytes))]
+    if found.caption_bytes:
+        size = f"{_disk(found.caption_bytes)} a caption"
+        in_all = f"{_disk(found.caption_bytes * found.num_captions)} ({found.num_captions:,} × {size})"
+        rows.append(("… text states", in_all if found.num_captions else f"{size}; how many is known once mined"))
     if found.step_seconds is None or found.total_seconds is None:
         return [*rows, ("time", "measured only where the model's weights and device are at hand")]
     length = timedelta(seconds=round(found.total_seconds))

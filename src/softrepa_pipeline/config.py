@@ -61,6 +61,6 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(item, options[0], where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if not isinstance(value, origin or hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be of type {hint.__name__}, not {value!r}")
     return value

@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from importlib.metadata import distributions, version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, final
@@ -23,6 +23,7 @@ from typing import Any, NoReturn, final
 import mlflow
 import psutil
 from kedro.config import MissingConfigException
+from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DatasetError
 from kedro.pipeline import Pipeline
@@ -32,6 +33,9 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from omegaconf.errors import OmegaConfBaseException
 
+from softrepa_pipeline.alerts import AlertConfig, alert
+from softrepa_pipeline.config import build
+
 logger = logging.getLogger(__name__)
 
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
@@ -39,15 +43,13 @@ ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None]
 # The errors that say what a person should change; any other is our fault and keeps its traceback.
 USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
+    OSError,  # a file that is not there or not allowed, a full disk
     DatasetError,
     MissingConfigException,
     OmegaConfBaseException,
 )
 
+_MAX_DIFF = 1_000_000  # characters
 _HOST, _PID, _STARTED = "process.host", "process.pid", "process.started"
 _SAME_START = 2.0  # seconds; the kernel's boot time, and with it a process's start, moves by clock corrections
 
@@ -62,6 +64,12 @@ class ProjectHooks:
         self._num_done = 0
         self._started: dict[str, float] = {}
         self._previous_handler: Any = None
+        self._alerts: Mapping[str, Any] = {}
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Remember who is told of a failed run."""
+        self._alerts = context.params.get("alerts", {})
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
@@ -75,6 +83,7 @@ class ProjectHooks:
         _set_tags(self._run_id, {**process_tags(), **_pipeline_tags(run_params)})
         killed = close_abandoned_runs(run.info.experiment_id, self._run_id)
         _set_tags(self._run_id, {**_hardware_tags(), **_commit_tags(Path(run_params["project_path"]))})
+        _log_sources(self._run_id, Path(run_params["project_path"]))
         if killed:
             _set_tags(self._run_id, {"found_killed": ",".join(killed)})
             logger.info("marked as KILLED in MLflow, their process is gone: %s", ", ".join(killed))
@@ -86,9 +95,12 @@ class ProjectHooks:
         self._report(node.name, "running")
 
     @hook_impl
-    def after_node_run(self, node: Node) -> None:
-        """Log the node's duration."""
+    def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
+        """Log the node's duration, and whether its stage had to run."""
         self._num_done += 1
+        skipped = [value["skipped"] for value in outputs.values() if isinstance(value, dict) and "skipped" in value]
+        if self._run_id is not None and skipped:
+            _set_tags(self._run_id, {f"cache.{node.name}": "hit" if all(skipped) else "miss"})
         seconds = self._report(node.name, "done")
         logger.info("%s: done in %.1f s (%d of %d)", node.name, seconds, self._num_done, self._num_nodes)
 
@@ -98,11 +110,14 @@ class ProjectHooks:
         self._report(node.name, "failed")
 
     @hook_impl
-    def on_pipeline_error(self, error: Exception) -> None:
-        """Keep the traceback with the run, which kedro-mlflow has just marked FAILED."""
+    def on_pipeline_error(self, error: Exception, run_params: dict[str, Any]) -> None:
+        """Keep the traceback with the run, which kedro-mlflow has just marked FAILED, and send an alert."""
         if self._run_id is not None:
             _set_tags(self._run_id, {"error": one_line(error)})
             MlflowClient().log_text(self._run_id, "".join(traceback.format_exception(error)), "traceback.txt")
+        pipeline = _pipeline_tags(run_params)["kedro.pipeline"]
+        event = {"event": "run failed", "pipeline": pipeline, "error": one_line(error), "mlflow_run": self._run_id}
+        alert(build(AlertConfig, self._alerts, "alerts"), event)
         self._end()
 
     @hook_impl
@@ -230,16 +245,24 @@ def _pipeline_tags(run_params: dict[str, Any]) -> dict[str, str]:
 
 def _commit_tags(project: Path) -> dict[str, str]:
     """Return the commit, with `-dirty` behind it where the tree differs; `none` outside git or before a commit."""
+    commit, status = _git(project, "rev-parse", "HEAD"), _git(project, "status", "--porcelain")
+    return {"git.commit": "none" if commit is None else commit.strip() + ("-dirty" if status else "")}
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=project, capture_output=True, text=True, check=True
-        ).stdout.strip()
 
+def _log_sources(run_id: str, project: Path) -> None:
+    """Keep what the commit does not say: the installed packages, and how the tree differs."""
+    packages = sorted({f"{own.name}=={own.version}" for own in distributions()}, key=str.lower)
+    MlflowClient().log_text(run_id, "\n".join(packages) + "\n", "environment.txt")
+    if difference := _git(project, "diff", "HEAD"):
+        MlflowClient().log_text(run_id, difference[:_MAX_DIFF], "uncommitted.diff")
+
+
+def _git(project: Path, *arguments: str) -> str | None:
+    """What git says; None where it cannot say anything."""
     try:
-        return {"git.commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")}
+        return subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=True).stdout
     except (subprocess.CalledProcessError, FileNotFoundError):
-        return {"git.commit": "none"}
+        return None
 
 
 def _hardware_tags() -> dict[str, str]:

@@ -40,6 +40,11 @@ _SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 
 
+def text_key(text: str) -> str:
+    """The key of what is made of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[: 2 * _KEY_BYTES]
+
+
 @dataclass(frozen=True)
 class TensorStore:
     """The tensors of one folder, all of one shape and number format; several processes may read and write at once."""

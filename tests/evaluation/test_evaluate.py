@@ -107,7 +107,8 @@ def test_table_and_report_tell_what_was_not_measured_and_need_no_network(
     summary = evaluation.summary
     summary.update(family="sd3", objective="softrepa")
     log = [{"step": 0.0, "loss": 2.0}, {"step": 1.0, "loss": 1.0, "validation_accuracy": 0.5}]
-    write_report(evaluation, Context({"MLflow run": "abc"}, log), tmp_path / "report.html")
+    edit = {"captions": {"source": "a red box", "target": "a blue box"}, "source": "data:,", "arms": []}
+    write_report(evaluation, Context({"MLflow run": "abc"}, log, [edit]), tmp_path / "report.html")
     page = html.unescape((tmp_path / "report.html").read_text())
     for name in ("image_reward", "fd_dinov2"):
         reason = {**summary["measures"], **summary["sets"]}[name]["not_measured"]

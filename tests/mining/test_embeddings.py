@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoder_work import CLIP, embed, files, killed_at_random
+from encoder_work import CLIP, embed, killed_at_random, outputs
 from PIL import Image
 from store_work import keys, picture, read
 
@@ -88,12 +88,12 @@ def test_processes_embed_what_one_does(tmp_path: Path, monkeypatch: pytest.Monke
             str(CLIP), tmp_path / str(num_processes), partial(read, numbers), runner=LocalRunner(num_processes)
         )
         kept.of_images(keys(*numbers))
-    assert files(tmp_path / "1") == files(tmp_path / "2")
-    assert len(files(tmp_path / "1")) == 3
+    assert outputs(tmp_path / "1") == outputs(tmp_path / "2")
+    assert len(outputs(tmp_path / "1")) == 3
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_embedding_ends_with_the_same_files(
     tmp_path: Path, processes: multiprocessing.context.ForkServerContext, num_kills: int
 ) -> None:
-    killed_at_random(processes, embed, tmp_path, num_kills, num_shards=16)
+    killed_at_random(processes, embed, tmp_path, num_kills, num_files=16)

@@ -74,7 +74,7 @@ def manifest(sd3_folder: Path, tmp_path: Path) -> dict[str, Any]:
         fit=fit_config("embedded", "sd3", "softrepa", {"num_steps": 3}),
         execution=ExecutionConfig(),
         samples=SamplesConfig(2.0, SamplingConfig(2, 1)),
-        latents="",
+        latents=(),
         negatives="",
         folder=str(tmp_path / "run"),
         provenance=Provenance("", "", "", ""),

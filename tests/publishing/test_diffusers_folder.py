@@ -22,7 +22,7 @@ import numpy as np, torch
 from diffusers import DiffusionPipeline
 torch.set_num_threads(1)
 folder, family, prompt, target = sys.argv[1:]
-pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
 assert not any(name.startswith("softrepa") for name in sys.modules)
 options = {"max_sequence_length": 0} if family == "sd3" else {}
 images = []

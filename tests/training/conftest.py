@@ -50,5 +50,5 @@ def job(negatives_file: Path, latents: torch.Tensor, sd3_folder: Path, tmp_path:
     TensorStore(tmp_path / "latents").add(IMAGE_IDS, latents)
     model = ModelConfig("sd3", str(sd3_folder), max_sequence_length=0)
     samples = SamplesConfig(2.0, SamplingConfig(2, 4), num_prompts=2)
-    paths = (str(tmp_path / "latents"), str(negatives_file), str(tmp_path / "run"))
+    paths = ((str(tmp_path / "latents"),), str(negatives_file), str(tmp_path / "run"))
     return Job(model, CONFIG, EXECUTION, samples, *paths, Provenance("tiny", "0", "", "none"))

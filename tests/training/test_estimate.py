@@ -157,9 +157,18 @@ def test_files_have_the_size_that_was_told(
     images = [Image.new("RGB", (48, 40), (index * 40, 0, 0)) for index in range(5)]
     store, model = TensorStore(tmp_path / "latents"), ModelConfig("sd3", str(sd3_folder), max_sequence_length=0)
     ids = [letter * 32 for letter in "abcde"]
-    encode_latents(model, ids, lambda places: [images[place] for place in places], config.resolution, store)
+    encode_latents(model, ids, lambda places: [images[place] for place in places], (config.resolution,) * 2, store)
     (file,) = (tmp_path / "latents").iterdir()
     assert file.stat().st_size == pytest.approx(found.latent_bytes, rel=0.02)
+
+
+def test_captions_that_are_kept_cost_nothing_in_a_step(sd3: Backbone) -> None:
+    config, kept = small(num_steps=10), replace(EXECUTION, text_cache=True)
+    without, found = estimate(sd3, config, EXECUTION, 100), estimate(sd3, config, kept, 100, num_captions=30)
+    assert without.caption_bytes == 0
+    assert found.caption_bytes * found.num_captions == 30 * 4 * (20 * 128 + 128)
+    num_scored = 10 * config.num_pairs + 20 * config.num_pairs  # by steps and calibration
+    assert without.total_flop - found.total_flop == (num_scored - 30) * found.flop.caption
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
-from softrepa_pipeline.files import write_whole
+from softrepa_pipeline.evaluation.pixels import keep, read_kept
 from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw_batch
 from softrepa_pipeline.runners import LocalRunner, Runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
@@ -118,7 +114,7 @@ def _draw(model: Model, sampling: SamplingConfig, guidance: float, missing: froz
         images = draw_batch(backbone, [(item.prompt, item.index) for item in batch], sampling, guidance)
     drawn = [(item, image) for item, image in zip(batch, images, strict=True) if item in missing]
     for item, image in drawn:
-        _write(item.file, image)
+        keep(item.file, image)
     return len(drawn)
 
 
@@ -138,15 +134,5 @@ def _without(values: dict[str, Any]) -> dict[str, Any]:
 
 def _read(files: Iterable[Path]) -> dict[Path, np.ndarray]:
     """Pixels (height, width, 3) of those images that are there and whole."""
-    images = {}
-    for file in files:
-        # Pillow calls a broken PNG a SyntaxError, and all its other complaints are kinds of OSError.
-        with contextlib.suppress(OSError, SyntaxError), Image.open(file) as image:
-            images[file] = np.array(image.convert("RGB"))
-    return images
-
-
-def _write(file: Path, image: np.ndarray) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "PNG")
-    write_whole(file, encoded.getvalue(), file.with_name(f"{file.name}.{os.getpid()}.partial"))
+    found = ((file, read_kept(file)) for file in files)
+    return {file: pixels for file, pixels in found if pixels is not None}

@@ -1,7 +1,8 @@
 """Ingestion: any captioned images in, one checked table of pairs and a quarantine table out."""
 
+from softrepa_pipeline.ingestion.changes import new_images
 from softrepa_pipeline.ingestion.ingest import IngestConfig, ingest
-from softrepa_pipeline.ingestion.reading import image_ids, iter_captions, read_images
+from softrepa_pipeline.ingestion.reading import aspect_ratios, image_ids, iter_captions, read_images
 from softrepa_pipeline.ingestion.screens import Removal, leaks
 from softrepa_pipeline.ingestion.sources import RawSample, Source, open_source
 from softrepa_pipeline.ingestion.tables import Pair, iter_pairs
@@ -15,6 +16,7 @@ __all__ = [
     "RawSample",
     "Removal",
     "Source",
+    "aspect_ratios",
     "check_image",
     "clean_caption",
     "image_ids",
@@ -23,6 +25,7 @@ __all__ = [
     "iter_pairs",
     "leaks",
     "load_rgb",
+    "new_images",
     "open_source",
     "read_images",
 ]

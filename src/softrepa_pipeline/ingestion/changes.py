@@ -33,6 +33,17 @@ def count_changes(before: Path, after: Path) -> dict[str, int]:
     }
 
 
+def new_images(before: Path, after: Path) -> list[str]:
+    """Identities, in order, of the images of a table of pairs that another has not, or not with the same captions.
+
+    Without a table before, all are new.
+    """
+    old = _states(before)["content"] if before.is_file() else np.empty(0, "S16")
+    is_new = ~np.isin(_states(after)["content"], old)
+    ids = (row["image_id"] for row in iter_rows(after, ("image_id",)))
+    return [image_id for image_id, new in zip(ids, is_new, strict=True) if new]
+
+
 def _states(pairs: Path) -> np.ndarray:
     rows = iter_rows(pairs, ("image_id", "captions", "source"))
     states = [(_hash(row["image_id"]), _hash(row["image_id"], *row["captions"]), _hash(row["source"])) for row in rows]

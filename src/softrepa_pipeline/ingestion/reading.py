@@ -21,6 +21,12 @@ def image_ids(folder: Path) -> list[str]:
     return pq.read_table(folder / PAIRS_FILE, columns=["image_id"])["image_id"].to_pylist()
 
 
+def aspect_ratios(folder: Path) -> np.ndarray:
+    """Width / height of all images, in the order of the table."""
+    table = pq.read_table(folder / PAIRS_FILE, columns=["width", "height"])
+    return table["width"].to_numpy() / table["height"].to_numpy()
+
+
 def iter_captions(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Stream identity and captions of every image, in the order of the table."""
     for row in iter_rows(folder / PAIRS_FILE, ("image_id", "captions")):

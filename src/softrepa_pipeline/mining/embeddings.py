@@ -6,7 +6,6 @@ precision. Rounding moves each number by at most 2⁻¹¹ of itself; what is rea
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from torch import Tensor
 from softrepa_pipeline.mining.embed import ClipEncoder
 from softrepa_pipeline.runners import LocalRunner, Runner
 from softrepa_pipeline.stage import source_digest
-from softrepa_pipeline.tensor_store import TensorStore, fill
+from softrepa_pipeline.tensor_store import TensorStore, fill, text_key
 
 _SHARD_ROWS = 2048
 _IMAGES_AT_ONCE = 128
@@ -52,7 +51,7 @@ class Embeddings:
 
     def of_captions(self, captions: Sequence[str]) -> np.ndarray:
         """(captions, width), float32."""
-        keys = [hashlib.sha256(caption.encode()).hexdigest()[:32] for caption in captions]
+        keys = [text_key(caption) for caption in captions]
         items = dict(zip(keys, captions, strict=True))
         return self._kept(self._store("captions"), items, keys, _Captions(self.clip, self.device))
 

@@ -145,7 +145,9 @@ def mine_corpus(
             writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
             report.add(block, choices, rows)
     os.replace(partial, output / "negatives.parquet")
-    pq.write_table(pa.Table.from_pylist([asdict(misfit) for misfit in misfits], _MISFITS), output / "misfits.parquet")
+    partial = output / "misfits.parquet.partial"
+    pq.write_table(pa.Table.from_pylist([asdict(misfit) for misfit in misfits], _MISFITS), partial)
+    os.replace(partial, output / "misfits.parquet")
     figures = {"folder": str(output), **report.figures(), "indexes": indexes.report()}
     report.write(output / "report.html", figures)
     return figures

@@ -111,7 +111,8 @@ def _measure(
     errors = torch.zeros(NUM_BUCKETS, *is_candidate.shape)
     for bucket in range(group.rank, NUM_BUCKETS, group.size):
         for batch in batches:
-            loaded = load(backbone, data, config, batch, _draws(config, data.latents.shape[1:], bucket, batch))
+            draws = _draws(config, data.latent_shape(config, batch), bucket, batch)
+            loaded = load(backbone, data, config, batch, draws)
             errors[bucket, batch.start : batch.stop] = pair_errors(backbone, loaded, pairs_at_once).cpu()
     return group.add(errors.to(backbone.device)).cpu(), is_candidate
 

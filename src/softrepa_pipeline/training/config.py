@@ -16,7 +16,8 @@ class FitConfig:
     """How soft tokens are trained; training/presets.py has the settings of every family and objective.
 
     Tokens: `layers` (indices for SD3, `down`, `mid.0` … for UNets) receive `num_tokens` tokens each, or all the same
-    ones with `shared`, with `num_buckets` timestep buckets; they start as `initial` says, `normal` or `null_text`.
+    ones with `shared`, with `num_buckets` timestep buckets; they start as `initial` says, `normal` or `null_text`,
+    or with `start_from` as the tokens of that file.
 
     Data: each step takes `batch_size` images. With `candidates: sampled` an image competes with `num_negatives`
     captions besides its own: `edited_share` of them structured (the caption with a contradiction in it), `mined_share`
@@ -26,7 +27,9 @@ class FitConfig:
     for all. Timesteps lie in `timestep_range`, one an image, or with `shared_draws` one timestep and one noise for all:
     `uniform`, `logit_normal` (arXiv 2403.03206), or `importance`, drawn as often as the base model's own gradient
     weight at them is large and weighted by 1/q. `noise_offset` shifts each channel of the noise at random. With `flip`
-    half of the images are mirrored, but none of which a candidate names left or right.
+    half of the images are mirrored, but none of which a candidate names left or right. With `aspect_ratio_buckets`
+    images are cropped to the nearest of several shapes of about resolution² pixels in place of a square, and all of a
+    step have one shape; each epoch leaves out what fills no step of its shape.
 
     Objective: `softrepa` has `logits` (`exponential` is the paper's form, `relative` the same from the row's best
     caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
@@ -48,6 +51,7 @@ class FitConfig:
     num_tokens: int = 4
     num_buckets: int = 0
     initial: str = "normal"
+    start_from: str | None = None
     candidates: str = "sampled"
     num_negatives: int | None = 1
     edited_share: float | tuple[float, float] = 0.0
@@ -57,6 +61,7 @@ class FitConfig:
     timestep_range: tuple[float, float] = (0.0, 1000.0)
     noise_offset: float = 0.0
     flip: bool = False
+    aspect_ratio_buckets: bool = False
     logits: str = "exponential"
     scale: float = 4.0
     temperature: float | tuple[float, ...] = 0.07
@@ -179,13 +184,16 @@ class ExecutionConfig:
     """How a training is run; it changes nothing in the result but rounding.
 
     `max_pairs_in_memory` bounds what one backward holds; null measures what fits. `compile` compiles the denoiser's
-    repeated blocks, which pays on a GPU. Checkpoints are written every `checkpoint_steps` or `checkpoint_minutes`,
-    whichever comes first. With several `num_processes` a worker that dies is restarted up to `max_restarts` times.
+    repeated blocks, which pays on a GPU. With `text_cache` each caption is encoded once, before the first step, and its
+    text states are kept on disk where there is room; null does so where the base has a T5. Checkpoints are written
+    every `checkpoint_steps` or `checkpoint_minutes`, whichever comes first. With several `num_processes` a worker that
+    dies is restarted up to `max_restarts` times.
     """
 
     num_processes: int = 1
     max_pairs_in_memory: int | None = None
     compile: bool = False
+    text_cache: bool | None = None
     checkpoint_steps: int = 25
     checkpoint_minutes: float = 10.0
     max_restarts: int = 3

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.tensor_store import StoredRows
+from softrepa_pipeline.training.buckets import BucketedRows, whole_batches
 from softrepa_pipeline.training.config import FitConfig
+from softrepa_pipeline.training.texts import StoredTexts
 
-LatentsOf = Callable[[list[str]], Tensor | StoredRows]
+Latents = Tensor | StoredRows | BucketedRows
+LatentsOf = Callable[[list[str]], Latents]
 
 # Of these words a mirror image makes another.
 _SIDE = re.compile(r"\b(left|right)|clockwise", re.IGNORECASE)
@@ -39,17 +42,18 @@ class TrainingSet:
     """Latents (images, channels, height, width) with captions and mined negatives, in the same order.
 
     `members` are the images that this set draws from; captions of the others may still be negatives. `mirrored` are the
-    latents of the mirrored images, where there are any.
+    latents of the mirrored images, `texts` the text states of all captions that are drawn, where they are kept.
     """
 
-    latents: Tensor | StoredRows
+    latents: Latents
     image_ids: list[str]
     captions: list[list[str]]
     edits: list[list[list[str]]]
     negatives: list[list[str]]
     all_captions: list[str]
     members: np.ndarray
-    mirrored: Tensor | StoredRows | None = None
+    mirrored: Latents | None = None
+    texts: StoredTexts | None = None
 
     @classmethod
     def read(cls, latents_of: LatentsOf, negatives_file: Path, mirrored_of: LatentsOf | None = None) -> TrainingSet:
@@ -72,16 +76,46 @@ class TrainingSet:
         return len(self.members)
 
     def split(self, config: FitConfig) -> tuple[TrainingSet, TrainingSet]:
-        """The set to train on, and `config.held_out_images` drawn from it for validation.
+        """The set to train on, and `config.held_out_images` drawn from it, or from its largest bucket, for validation.
 
         Raises:
             ValueError: nothing would be left to train on.
         """
-        if config.held_out_images >= len(self):
-            raise ValueError(f"fit.held_out_images is {config.held_out_images}, but there are {len(self)} images")
-        order = numpy_generator(config.seed, "held out").permutation(self.members)
-        kept, held_out = order[config.held_out_images :], order[: config.held_out_images]
-        return replace(self, members=np.sort(kept)), replace(self, members=np.sort(held_out))
+        members = self.members
+        if isinstance(self.latents, BucketedRows):
+            bucket_of = self.latents.bucket_of[members]
+            members = members[bucket_of == np.bincount(bucket_of).argmax()]
+        if config.held_out_images >= len(members):
+            raise ValueError(f"fit.held_out_images is {config.held_out_images}, but there are {len(members)} images")
+        held_out = numpy_generator(config.seed, "held out").permutation(members)[: config.held_out_images]
+        kept = replace(self, members=np.setdiff1d(self.members, held_out))
+        if not kept.epoch_length(config):
+            raise ValueError(f"fit.batch_size is {config.batch_size}, more than any aspect-ratio bucket has images")
+        return kept, replace(self, members=np.sort(held_out))
+
+    def epoch_length(self, config: FitConfig) -> int:
+        """Images of an epoch: all, or with buckets as many of each as fill whole steps."""
+        if not isinstance(self.latents, BucketedRows):
+            return len(self)
+        counts = np.bincount(self.latents.bucket_of[self.members])
+        return int((counts // config.batch_size * config.batch_size).sum())
+
+    def latent_shape(self, config: FitConfig, positions: range) -> torch.Size:
+        """(channels, height, width) of the images at these positions."""
+        if isinstance(self.latents, BucketedRows):
+            return self.latents.shape_of(int(self._rows(config, positions[:1])[0]))
+        return self.latents.shape[1:]
+
+    def drawn_captions(self, config: FitConfig) -> list[str]:
+        """Every caption that a training with these settings can score, sorted: those that there are bound them."""
+        found = set(self.all_captions)
+        if config.held_out_images or (config.objective != "dsm" and config.candidates == "sampled"):
+            edited, mined = (max(shares) for shares in zip(config.shares_at(0.0), config.shares_at(1.0), strict=True))
+            if edited:
+                found.update(text for own in self.edits for texts in own for text in texts)
+            if mined:
+                found.update(text for negatives in self.negatives for text in negatives)
+        return sorted(found)
 
     def candidates(self, config: FitConfig, positions: range, part: slice = slice(None)) -> Candidates:
         """The images at these positions of the endless sample order, and their candidates.
@@ -98,7 +132,7 @@ class TrainingSet:
         elif config.candidates == "batch":
             captions = [_own_first(own, i, config.num_candidates - 1, rngs[i]) for i in chosen]
         else:
-            done = positions.start / (config.batch_size * config.steps_for(len(self)))
+            done = positions.start / (config.batch_size * config.steps_for(self.epoch_length(config)))
             shares = config.shares_at(min(1.0, done))
             captions = [
                 self._candidates_of(rows[i], own[i], config.num_candidates - 1, shares, rngs[i]) for i in chosen
@@ -125,17 +159,23 @@ class TrainingSet:
                     for position, scored in zip(positions, candidates.captions, strict=True)
                 ]
             )
-            latents[is_mirrored] = self.mirrored[candidates.rows[is_mirrored]]
+            if is_mirrored.any():  # or there is no shape to take none of
+                latents[is_mirrored] = self.mirrored[candidates.rows[is_mirrored]]
         return latents
 
     def _rows(self, config: FitConfig, positions: range) -> np.ndarray:
         """Position by position through a fresh permutation for each epoch: the same for any number of processes."""
-        epochs, places = np.divmod(np.array(positions), len(self))
-        orders = {
-            epoch: numpy_generator(config.seed, "order", int(epoch)).permutation(self.members)
-            for epoch in np.unique(epochs)
-        }
+        epochs, places = np.divmod(np.array(positions), self.epoch_length(config))
+        orders = {epoch: self._order(config, int(epoch)) for epoch in np.unique(epochs)}
         return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+
+    def _order(self, config: FitConfig, epoch: int) -> np.ndarray:
+        """An epoch's images; with buckets in steps of one bucket each, which come in random order."""
+        order = numpy_generator(config.seed, "order", epoch).permutation(self.members)
+        if not isinstance(self.latents, BucketedRows):
+            return order
+        batches = whole_batches(order, self.latents.bucket_of, config.batch_size)
+        return numpy_generator(config.seed, "order of steps", epoch).permutation(batches).flatten()
 
     def _candidates_of(
         self, row: int, own: str, count: int, shares: tuple[float, float], rng: np.random.Generator

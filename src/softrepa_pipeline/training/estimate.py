@@ -32,6 +32,7 @@ from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.loading import StepData
 from softrepa_pipeline.training.methods import METHODS, Method
 from softrepa_pipeline.training.pair_engine import Plan, accumulate, choose_plan
+from softrepa_pipeline.training.texts import are_kept, row_bytes
 
 _WARM_UP, _TIMED = 2, 3
 _WATCH_SECONDS = 0.001
@@ -57,8 +58,9 @@ class Estimate:
 
     `plan` is the micro-batch; `pair_bytes` what autograd keeps of a pair, `token_bytes` soft tokens with gradient and
     optimiser. `peak_bytes` is what a process took beyond the loaded model when it ran a micro-batch, on a CPU with what
-    torch's kernels and the heap keep; it and `step_seconds` are None for a model that cannot run here. Not in it: the
-    images' encoding, once, and samples drawn on the way.
+    torch's kernels and the heap keep; it and `step_seconds` are None for a model that cannot run here. `caption_bytes`
+    are the text states of each of `num_captions` (0: not known) that are kept on disk, 0 where steps encode captions
+    themselves. Not in it: the images' encoding, once, and samples drawn on the way.
     """
 
     num_steps: int
@@ -70,6 +72,8 @@ class Estimate:
     pair_bytes: int
     token_bytes: int
     latent_bytes: int
+    caption_bytes: int
+    num_captions: int
     checkpoint_bytes: int
     peak_bytes: int | None
     step_seconds: float | None
@@ -85,8 +89,12 @@ class Estimate:
         return None if self.step_seconds is None else self.step_seconds * self.total_flop / self.step_flop
 
 
-def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, num_images: int) -> Estimate:
+def estimate(
+    backbone: Backbone, config: FitConfig, execution: ExecutionConfig, num_images: int, num_captions: int = 0
+) -> Estimate:
     """Count and measure a training on a data set of `num_images`; a backbone on the meta device is counted only.
+
+    `num_captions` are those that it can score (`TrainingSet.drawn_captions`), where that is known.
 
     Raises:
         ValueError: a layer does not exist, or no image is left to train on.
@@ -102,26 +110,32 @@ def estimate(backbone: Backbone, config: FitConfig, execution: ExecutionConfig, 
     tokens = initial_tokens(backbone, sites, replace(config, initial="normal"), shape)
     method = METHODS[config.objective](tokens, config).to(backbone.device)
     with inject(backbone.denoiser, sites, method.injected):
-        two = _step_data(backbone, shape, torch.arange(2)[:, None]).rows_at(torch.arange(2), torch.ones(1), share=False)
-        pairs_at_once = _pairs_at_once(backbone, two.pairs, config, execution)
+        two = _step_data(backbone, shape, torch.arange(2)[:, None])
+        pairs = two.rows_at(torch.arange(2), torch.ones(1), share=False).pairs
+        pairs_at_once = _pairs_at_once(backbone, pairs, config, execution)
         plan = choose_plan(config, _num_images(config, execution), pairs_at_once)
-        flop, pair_bytes = count(backbone, two.pairs[:1]), _bytes_per_pair(backbone, two.pairs)
+        flop, pair_bytes = count(backbone, pairs[:1]), _bytes_per_pair(backbone, pairs)
+        is_cached = are_kept(backbone, execution)
+        in_step = replace(flop, caption=0) if is_cached else flop
         peak, seconds = None, None
         if backbone.device.type != "meta":
-            highest, seconds = _measure(backbone, method, plan, execution, shape)
+            highest, seconds = _measure(backbone, method, plan, execution, shape, is_cached)
             peak = highest - idle
     num_steps = config.steps_for(num_images - config.held_out_images)
-    flop_a_step = step_flop(method, plan, flop, execution.num_processes)
+    flop_a_step = step_flop(method, plan, in_step, execution.num_processes)
+    measuring, encoding = _measuring_flop(config, in_step, num_steps), is_cached * num_captions * flop.caption
     return Estimate(
         num_steps=num_steps,
         plan=plan,
         flop=flop,
         step_flop=flop_a_step,
-        total_flop=num_steps * flop_a_step + _measuring_flop(config, flop, num_steps),
+        total_flop=num_steps * flop_a_step + measuring + encoding,
         weight_bytes=_weight_bytes(backbone),
         pair_bytes=pair_bytes,
         token_bytes=_token_bytes(method, per_trained=3),  # the gradient and two moments
         latent_bytes=num_images * (1 + config.flip) * math.prod(shape) * backbone.pipeline.vae.dtype.itemsize,
+        caption_bytes=row_bytes(two.prompt) if is_cached else 0,
+        num_captions=num_captions,
         # Those that are kept, and the best or the one that is just being written.
         checkpoint_bytes=(checkpoint.NUM_KEPT + 1) * _token_bytes(method, per_trained=2),
         peak_bytes=peak,
@@ -234,9 +248,9 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: A
 
 
 def _measure(
-    backbone: Backbone, method: Method, plan: Plan, execution: ExecutionConfig, shape: torch.Size
+    backbone: Backbone, method: Method, plan: Plan, execution: ExecutionConfig, shape: torch.Size, is_cached: bool
 ) -> tuple[int, float]:
-    """Bytes taken at the highest, and seconds of a step: its captions and its micro-batches."""
+    """Bytes taken at the highest, and seconds of a step: its captions, unless cached, and its micro-batches."""
     config = method.config
     num_images = _num_images(config, execution)
     num_captions = _num_captions(config, num_images)
@@ -254,8 +268,9 @@ def _measure(
             micro_batch()
             ahead.result()
 
+    # What fills the cache takes no more than a step that encodes beside its micro-batch.
     highest = max(_highest(backbone.device, while_loading) for _ in range(_WARM_UP))
-    text_seconds = _seconds(backbone.device, lambda: backbone.encode_prompts(captions))
+    text_seconds = 0.0 if is_cached else _seconds(backbone.device, lambda: backbone.encode_prompts(captions))
     num_micro_batches = math.ceil(num_images / plan.rows_at_once)
     return highest, text_seconds + num_micro_batches * _seconds(backbone.device, micro_batch)
 

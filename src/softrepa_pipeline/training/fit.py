@@ -96,9 +96,9 @@ class Trainer:
         self.group = group
         self.observer = observer if group.rank == 0 else Observer()
         self.data, self.held_out = data.split(config)
-        self.num_steps = config.steps_for(len(self.data))
+        self.num_steps = config.steps_for(self.data.epoch_length(config))
         self.sites = backbone.sites(config.layers)
-        tokens = initial_tokens(backbone, self.sites, config, data.latents.shape[1:])
+        tokens = initial_tokens(backbone, self.sites, config, self.data.latent_shape(config, range(1)))
         self.method = METHODS[config.objective](tokens, config).to(backbone.device)
         self.optimizer = torch.optim.AdamW(
             self.method.trainable, lr=config.learning_rate, weight_decay=config.weight_decay
@@ -135,7 +135,10 @@ class Trainer:
             return None
         first = self._first(2)
         pair = first.rows_at(torch.arange(1), torch.ones(1), share=False).pairs[:1]
-        return step_flop(self.method, plan, count(self.backbone, pair), self.group.size) / (peak * self.group.size)
+        flop = count(self.backbone, pair)
+        if self.data.texts is not None:
+            flop = replace(flop, caption=0)
+        return step_flop(self.method, plan, flop, self.group.size) / (peak * self.group.size)
 
     def _first(self, num_images: int) -> StepData:
         return load_step(self.backbone, self.data, self.config, torch.ones(1), 0, slice(0, num_images))

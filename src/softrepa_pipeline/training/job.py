@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +20,12 @@ from softrepa_pipeline.inference import SamplingConfig, draw
 from softrepa_pipeline.soft_tokens import SoftTokens, save_soft_tokens
 from softrepa_pipeline.stage import write_json
 from softrepa_pipeline.tensor_store import TensorStore
+from softrepa_pipeline.training.buckets import latents_by_bucket
 from softrepa_pipeline.training.config import ExecutionConfig, FitConfig
-from softrepa_pipeline.training.data import TrainingSet
+from softrepa_pipeline.training.data import LatentsOf, TrainingSet
 from softrepa_pipeline.training.distributed import joined
 from softrepa_pipeline.training.fit import Observer, fit
+from softrepa_pipeline.training.texts import TextCache, are_kept, keep_texts
 
 _GRID_COLUMNS = 4
 _LEAST_SIDE = 128
@@ -53,19 +56,22 @@ class Provenance:
 class Job:
     """Everything that a training reads, and the folder where it keeps checkpoints, curves, samples and tokens.
 
-    `latents` is the folder of a tensor store with the latents of all images that the table `negatives` names,
-    `mirrored` with `fit.flip` that of the mirrored images.
+    `latents` is the folder of a tensor store with the latents of all images that the table `negatives` names, or with
+    `fit.aspect_ratio_buckets` one a bucket, with the table `buckets` (image_id, bucket); `mirrored` with `fit.flip`
+    those of the mirrored images, `texts` where text states may be kept.
     """
 
     model: ModelConfig
     fit: FitConfig
     execution: ExecutionConfig
     samples: SamplesConfig
-    latents: str
+    latents: tuple[str, ...]
     negatives: str
     folder: str
     provenance: Provenance
-    mirrored: str | None = None
+    mirrored: tuple[str, ...] = ()
+    buckets: str | None = None
+    texts: TextCache | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -135,14 +141,22 @@ def run_job(file: Path) -> None:
         backbone = load_backbone(model)
         if job.execution.compile:
             cast(Any, backbone.denoiser).compile_repeated_blocks()
-        mirrored_of = TensorStore(Path(job.mirrored)).rows if job.mirrored else None
-        data = TrainingSet.read(TensorStore(Path(job.latents)).rows, Path(job.negatives), mirrored_of)
+        mirrored_of = _latents_of(job, job.mirrored) if job.mirrored else None
+        data = TrainingSet.read(_latents_of(job, job.latents), Path(job.negatives), mirrored_of)
+        if job.texts is not None and are_kept(backbone, job.execution):
+            captions = data.drawn_captions(job.fit)
+            data = replace(data, texts=keep_texts(backbone, model, captions, job.texts, group))
         folder = Path(job.folder)
         samples = Samples(backbone, data.all_captions, job.samples, folder / "samples")
         observer = Observer(on_milestone=samples.draw)
         tokens = fit(backbone, data, job.fit, folder, job.execution, observer, group)
         if group.rank == 0:
             save_soft_tokens(tokens, job.tokens_file, job.metadata)
+
+
+def _latents_of(job: Job, folders: tuple[str, ...]) -> LatentsOf:
+    stores = [TensorStore(Path(folder)) for folder in folders]
+    return stores[0].rows if job.buckets is None else partial(latents_by_bucket, stores, Path(job.buckets))
 
 
 @dataclass(frozen=True)
@@ -161,9 +175,9 @@ class Samples:
         label = f"samples at step {step}"
         images = draw(self.backbone, prompts, self.config.settings, self.config.guidance, label)[:, 0]
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"step-{step:07d}.partial.png"
-        _grid(images).save(partial)
-        partial.replace(self.folder / f"step-{step:07d}.png")
+        unfinished = self.folder / f"step-{step:07d}.partial.png"
+        _grid(images).save(unfinished)
+        unfinished.replace(self.folder / f"step-{step:07d}.png")
 
 
 def _grid(images: np.ndarray) -> Image.Image:

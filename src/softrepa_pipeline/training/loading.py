@@ -16,8 +16,7 @@ from softrepa_pipeline.training.config import FitConfig
 from softrepa_pipeline.training.data import TrainingSet
 from softrepa_pipeline.training.draws import Draws, draw_noise
 from softrepa_pipeline.training.methods import Rows
-
-_CAPTIONS_AT_ONCE = 32
+from softrepa_pipeline.training.texts import encode
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def load_step(
 ) -> StepData:
     """The images of a step that fall to this process: a pure function of its arguments."""
     positions = config.positions_of(step)
-    draws = draw_noise(config, positions, data.latents.shape[1:], density, part)
+    draws = draw_noise(config, positions, data.latent_shape(config, positions), density, part)
     return load(backbone, data, config, positions, draws, part)
 
 
@@ -65,25 +64,15 @@ def load_step(
 def load(
     backbone: Backbone, data: TrainingSet, config: FitConfig, positions: range, draws: Draws, part: slice = slice(None)
 ) -> StepData:
-    """The images at the `part` of these positions, noised as drawn, each distinct caption encoded once."""
+    """The images at the `part` of these positions, noised as drawn, each distinct caption encoded once, or read."""
     candidates = data.candidates(config, positions, part)
     distinct = sorted({caption for row in candidates.captions for caption in row})
     place_of = {caption: place for place, caption in enumerate(distinct)}
     text_of = torch.tensor([[place_of[caption] for caption in row] for row in candidates.captions])
     latents = data.latents_at(config, candidates, positions[part]).to(backbone.device)
     noised = backbone.noise(latents, draws.noise.to(latents), draws.timestep.to(backbone.device))
-    prompt = _encode(backbone, distinct)
+    prompt = encode(backbone, distinct) if data.texts is None else data.texts.of(distinct, backbone.device)
     return StepData(candidates.rows, noised, draws.timestep, draws.weight, prompt, text_of, candidates.is_candidate)
-
-
-def _encode(backbone: Backbone, captions: list[str]) -> Prompt:
-    """Encoded a few at a time, so that text encoders take no more memory for a larger batch."""
-    parts = [
-        backbone.encode_prompts(captions[start : start + _CAPTIONS_AT_ONCE])
-        for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
-    ]
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Prompt(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 @dataclass

@@ -61,15 +61,17 @@ class Validation:
         config = self.method.config
         edited, mined = config.shares_at(1.0)
         changes = {"objective": "softrepa", "candidates": "sampled", "symmetric": False, "flip": False}
+        changes["batch_size"] = 1  # or buckets would leave out what fills no step
         changes |= {"edited_share": edited, "mined_share": mined}
         config = replace(config, num_negatives=max(1, config.num_candidates - 1), **changes)  # type: ignore[arg-type]
         positions = range(len(self.data))
         part = self.group.part(len(positions))
+        shape = self.data.latent_shape(config, positions)
         low, high = config.timestep_range
         for number in range(NUM_LEVELS):
             timestep = low + (number + 0.5) / NUM_LEVELS * (high - low)
             generators = (torch_generator(config.seed, "validation", number, p) for p in positions[part])
-            noise = torch.stack([torch.randn(self.data.latents.shape[1:], generator=g) for g in generators])
+            noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
             draws = Draws(noise, torch.full((len(noise),), timestep), torch.ones(len(noise)))
             self._levels.append(load(self.backbone, self.data, config, positions, draws, part))
         return self._levels

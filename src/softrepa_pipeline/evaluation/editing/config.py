@@ -8,7 +8,8 @@ from typing import Any
 
 from softrepa_pipeline.config import build
 
-METHODS = ("flowedit", "ddim", "pnp")
+# The families that each method is for.
+METHODS = {"flowedit": ("sd3",), "ddim": ("sd15", "sdxl"), "pnp": ("sd15", "sdxl")}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class EditConfig:
         for name in ("feature_share", "attention_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"edit.{name} must be in [0, 1], not {getattr(self, name)}")
+
+
+def check_family(method: str, family: str) -> None:
+    """Raises ValueError where the method is not for the family."""
+    if family not in METHODS[method]:
+        raise ValueError(f"edit.method {method} is for {', '.join(METHODS[method])}, not for {family}")
 
 
 _EMBEDDED_FLOW = EditConfig("flowedit", 16, 2, source_guidance=3.0, target_guidance=6.0, batch_size=30)

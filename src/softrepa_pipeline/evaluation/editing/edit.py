@@ -11,15 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone
-from softrepa_pipeline.evaluation.editing.config import Captions, EditConfig
+from softrepa_pipeline.evaluation.editing.config import Captions, EditConfig, check_family
 from softrepa_pipeline.evaluation.editing.flow import flow_edit
 from softrepa_pipeline.evaluation.editing.inversion import edit_by_inversion
 from softrepa_pipeline.evaluation.pixels import to_images, to_pixels
 
-_METHODS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    "flowedit": (flow_edit, ("sd3",)),
-    "ddim": (edit_by_inversion, ("sd15", "sdxl")),
-    "pnp": (edit_by_inversion, ("sd15", "sdxl")),
+_EDITORS: dict[str, Callable[..., Tensor]] = {
+    "flowedit": flow_edit,
+    "ddim": edit_by_inversion,
+    "pnp": edit_by_inversion,
 }
 
 
@@ -32,11 +32,9 @@ def edit(
     Raises:
         ValueError: the method is not for this family, or the images' sides do not fit the model.
     """
-    method, families = _METHODS[config.method]
-    if backbone.family not in families:
-        raise ValueError(f"edit.method {config.method} is for {', '.join(families)}, not for {backbone.family}")
+    check_family(config.method, backbone.family)
     _check_sides(backbone, images)
-    edited = []
+    method, edited = _EDITORS[config.method], []
     for start in tqdm(range(0, len(images), config.batch_size), desc=label, mininterval=2, leave=False):
         batch = slice(start, start + config.batch_size)
         source = backbone.encode_images(to_pixels(images[batch])).float()

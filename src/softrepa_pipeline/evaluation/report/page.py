@@ -27,10 +27,14 @@ _SIDE = 128
 
 @dataclass(frozen=True)
 class Context:
-    """What stands in a report beside the evaluation: which run it was, by name and value, and the training's log."""
+    """What stands in a report beside the evaluation.
+
+    Which run it was, by name and value; the training's log; and edits with these tokens (`editing.report.triplets`).
+    """
 
     identity: dict[str, str] = field(default_factory=dict)
     training: Sequence[dict[str, float]] = ()
+    edits: Sequence[dict[str, Any]] = ()
 
 
 def write_report(evaluation: Evaluation, context: Context, path: Path) -> None:
@@ -44,6 +48,7 @@ def write_report(evaluation: Evaluation, context: Context, path: Path) -> None:
         distances=distance_rows(summary),
         figures=[(title, note, _uri(draw())) for title, note, draw in _figures(summary, context)],
         groups=_groups(evaluation),
+        edits=context.edits,
         identity=context.identity,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

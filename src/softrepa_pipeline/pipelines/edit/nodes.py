@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.backbones import ModelConfig
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation.editing import (
     StructureDistance,
@@ -17,23 +17,18 @@ from softrepa_pipeline.evaluation.editing import (
     compare,
     configured,
     format_table,
+    summarise,
+    triplets,
     write_edit_report,
 )
 from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.soft_tokens import load_soft_tokens
-from softrepa_pipeline.stage import Stage, source_digest
+from softrepa_pipeline.stage import write_json
 
 logger = logging.getLogger(__name__)
 
-# What decides how an edited image looks.
-_CODE = (
-    "backbones",
-    *(f"evaluation/editing/{name}" for name in ("benchmark", "edit", "features", "flow", "guidance", "inversion")),
-    "noising",
-    "randomness",
-    "shapes",
-    "soft_tokens",
-)
+TRIPLETS = "edit_triplets.json"
+_FRONT = ("gain", "low", "high")
 
 
 def compare_edits(
@@ -45,29 +40,35 @@ def compare_edits(
     force: bool,
 ) -> dict[str, Any]:
     """Edit the embedded world's images with and without soft tokens; writes the HTML report beside edit.json."""
-    dino = parameters["dino"]
-    settings = configured("embedded", model["family"], False, parameters["settings"])
-    sweep = {name: value for name, value in parameters.items() if name not in ("dino", "settings")}
-    config = build(SweepConfig, {**sweep, "settings": asdict(settings)}, "edit")
-    structure = _structure_distance(dino)
-    tokens, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
-    model_config = build(ModelConfig, model, "model")
-    inputs = {"tokens": source_digest(soft_tokens["file"]), "model": source_digest(model_config.base)}
-    inputs |= {"dtype": model_config.dtype, "edits_per_kind": str(config.edits_per_kind)}
-    work = Path(folders["edits"]) / Stage("edit", Path(folders["edits"]), inputs, settings, _CODE).fingerprint
+    config = _sweep(parameters, model["family"])
+    tokens = Path(soft_tokens["file"])
+    _, metadata = load_soft_tokens(tokens, model["family"])
+    structure = _structure_distance(parameters["dino"])
+    work = Path(folders["edits"])
     if force:
         shutil.rmtree(work, ignore_errors=True)
-    score_clip = ClipEncoder(clip["model"], clip["device"]).similarity
-    comparison = compare(config, load_backbone(model_config), tokens, work, score_clip, structure)
-    summary = comparison.summary
+    comparison = compare(config, build(ModelConfig, model, "model"), tokens, work)
+    summary = summarise(comparison, ClipEncoder(clip["model"], clip["device"]).similarity, structure)
     summary.update(family=metadata["family"], objective=metadata["objective"])
-    report = Path(folders["edit_report"])
+    report = Path(folders["evaluation"]) / "edit.html"
     title = f"Edits with {metadata['family']}: base against {metadata['objective']} tokens"
-    write_edit_report(comparison, title, report)
+    write_edit_report(comparison, summary, title, report)
+    write_json(report.with_name(TRIPLETS), triplets(comparison, summary))  # for the report of the evaluation
     _track(summary, report)
     logger.info("%s, %d edits\n\n%s\n", title, summary["num_edits"], format_table(summary))
     logger.info("report: %s", report)
     return summary
+
+
+def _sweep(parameters: dict[str, Any], family: str) -> SweepConfig:
+    """The parameters' sweep: the method of the family's preset, or those that are named, side by side."""
+    sweep = {name: value for name, value in parameters.items() if name not in ("dino", "methods", "settings")}
+    changes = parameters["settings"]
+    if "method" in changes:
+        raise ValueError("edit.settings changes every method; name methods in edit.methods")
+    methods = parameters["methods"] or [configured("embedded", family, False, changes).method]
+    settings = [asdict(configured("embedded", family, False, {**changes, "method": method})) for method in methods]
+    return build(SweepConfig, {**sweep, "settings": settings}, "edit")
 
 
 def _structure_distance(dino: str | None) -> StructureDistance | None:
@@ -83,10 +84,15 @@ def _structure_distance(dino: str | None) -> StructureDistance | None:
 
 def _track(summary: dict[str, Any], report: Path) -> None:
     """Curves along the start step, as MLflow shows a metric's steps."""
-    for point in summary["points"]:
-        metrics = {
-            f"edit/{arm}/{name}": point[arm][name]["mean"] for arm in ("base", "soft") for name in ("success", "kept")
-        }
-        metrics |= {f"edit/gain/{name}": point["delta"][name]["mean"] for name in ("success", "kept")}
-        tracking.log_metrics(metrics, point["start_step"])
+    for method, found in summary["methods"].items():
+        for point in found["points"]:
+            metrics = {
+                f"edit/{method}/{arm}/{name}": point[arm][name]["mean"]
+                for arm in ("base", "soft")
+                for name in ("success", "kept")
+            }
+            metrics |= {f"edit/{method}/gain/{name}": point["delta"][name]["mean"] for name in ("success", "kept")}
+            tracking.log_metrics(metrics, point["start_step"])
+        if found["front"]:
+            tracking.log_metrics({f"edit/{method}/front/{name}": found["front"][name] for name in _FRONT})
     tracking.log_artifact(report, "report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from softrepa_pipeline.evaluation import (
     load_measures,
 )
 from softrepa_pipeline.evaluation.report import Context, format_table, write_report
+from softrepa_pipeline.pipelines.edit.nodes import TRIPLETS
 from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import source_digest
@@ -52,7 +54,9 @@ def evaluate_tokens(
     summary["seconds"]["total"] = time.perf_counter() - started
     report = Path(folders["evaluation"]) / "report.html"
     log = read(Path(soft_tokens["log"])) if "log" in soft_tokens else []  # none where they were trained elsewhere
-    write_report(evaluation, Context(_identity(base, soft_tokens, metadata), log), report)
+    triplets = report.with_name(TRIPLETS)
+    edits = json.loads(triplets.read_text()) if triplets.is_file() else []
+    write_report(evaluation, Context(_identity(base, soft_tokens, metadata), log, edits), report)
     _track(summary, report)
     table = format_table(summary)
     logger.info("base against soft tokens, %d unseen prompts\n\n%s\n", summary["num_prompts"], table)

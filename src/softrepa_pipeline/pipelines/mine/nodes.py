@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.caches import CacheConfig, limited
+from softrepa_pipeline.caches import CacheConfig, cache_folders, limited
 from softrepa_pipeline.config import build
 from softrepa_pipeline.ingestion import iter_captions, read_images
 from softrepa_pipeline.mining import Captioned, Embeddings, MineConfig, mine
@@ -36,7 +36,7 @@ def mine_negatives(
 
     def compute() -> dict[str, Any]:
         captioned = (Captioned(*pair) for pair in iter_captions(pairs_folder))
-        with limited([Path(folders["latents"]), Path(folders["clip"])], limit):
+        with limited(cache_folders(folders), limit):
             return mine(config, captioned, embeddings, folder, pairs["has_images"])
 
     result = run_stage(stage, compute, force)

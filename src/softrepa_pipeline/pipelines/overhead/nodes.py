@@ -46,12 +46,13 @@ def training_of(soft_tokens: dict[str, Any]) -> dict[str, Any]:
     if "log" not in soft_tokens:
         return {"not_measured": "these tokens name no log; --params force=true trains them again"}
     log = Path(soft_tokens["log"])
-    if not log.is_file():
-        return {"not_measured": f"there is no log at {log}"}
+    records = read(log)
+    if not records:
+        return {"not_measured": f"there is no step in {log}"}
     job = read_job(log.with_name("job.json"))
     num_gpus = job.execution.num_processes if job.model.device.startswith("cuda") else 0
     seconds, cpu_seconds = soft_tokens["seconds"], soft_tokens.get("cpu_seconds")
-    return training_cost(read(log), job.fit.num_pairs, num_gpus, seconds, cpu_seconds)
+    return training_cost(records, job.fit.num_pairs, num_gpus, seconds, cpu_seconds)
 
 
 def _device(name: str) -> str:
