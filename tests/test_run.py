@@ -41,7 +41,7 @@ def runs(project: Path) -> list[Run]:
 
 def evaluation(project: Path, model: str = "embedded_sd3/shapes/softrepa") -> dict[str, Any]:
     summary = json.loads((project / "data/08_reporting" / model / "evaluation.json").read_text())
-    del summary["seconds"]
+    del summary["seconds"], summary["tokens_sha256"]  # the file names its run
     return summary
 
 

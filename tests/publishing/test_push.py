@@ -177,7 +177,7 @@ def test_without_a_token_nothing_is_sent(tokens: Path, monkeypatch: pytest.Monke
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The four requests of a commit, as the hub answers them; `received` is what it would hold."""
+    """The requests of a commit, as the hub answers them; `received` is what it would hold."""
 
     received: dict[str, bytes]
     authorization: str
@@ -188,6 +188,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             assert json.loads(body)["name"] == "soft-tokens"
             return self._answer({"url": f"http://{self.headers['Host']}/{REPO}"})
+        if self.path == "/api/validate-yaml":
+            return self._answer({"errors": [], "warnings": []})
         if self.path.startswith(f"/api/models/{REPO}/preupload/"):
             asked = json.loads(body)["files"]
             return self._answer(
