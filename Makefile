@@ -26,7 +26,7 @@ lint: .venv/.ok  ## ruff, mypy, import contracts
 	$(BIN)/lint-imports
 
 test: lint  ## lint, then the test suite, a process a core
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n logical --dist worksteal
 
 test-slow: .venv/.ok  ## the long fault and soak suites
 	$(BIN)/pytest -m "slow and not gpu"

@@ -88,13 +88,18 @@ def evaluate(config: EvaluationConfig, benchmark: Benchmark, base: Model, soft: 
             name: own.seconds_per_image for name, own in before.scores.items() if isinstance(own, Scores)
         },
     }
-    if benchmark.captioned is not None and soft.tokens is not None:
-        tokens, _ = load_soft_tokens(Path(soft.tokens), soft.base.family)
-        own = benchmark.captioned
-        with opened(base) as backbone:
-            depths = measure_by_depth(backbone, tokens, own.images, own.captions, config.sampling.seed)
-        summary["intrinsic"] = summarise_depths(depths)
+    summary["intrinsic"] = _by_depth(benchmark, base, soft, config.sampling.seed)
     summary["curves"] = trace_curves(
         benchmark.validation, base, soft, config.guidance_scales, config.strengths, after.guidance, studio
     )
     return Evaluation(benchmark, before, after, summary)
+
+
+def _by_depth(benchmark: Benchmark, base: Model, soft: Model, seed: int) -> dict[str, Any]:
+    """What the errors tell by level and depth; nothing where there are no captioned images, or no tokens."""
+    if benchmark.captioned is None or soft.tokens is None:
+        return {}
+    tokens, _ = load_soft_tokens(Path(soft.tokens), soft.base.family)
+    own = benchmark.captioned
+    with opened(base) as backbone:
+        return summarise_depths(measure_by_depth(backbone, tokens, own.images, own.captions, seed))

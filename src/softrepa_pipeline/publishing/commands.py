@@ -1,4 +1,4 @@
-"""`softrepa push` and `softrepa export`."""
+"""`softrepa push`."""
 
 from __future__ import annotations
 

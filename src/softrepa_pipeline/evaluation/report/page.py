@@ -63,10 +63,10 @@ def _figures(summary: dict[str, Any], context: Context) -> list[tuple[str, str, 
     if summary["counting"]:
         note = "Percent of the images of a row."
         found.append(("Counting", note, partial(figures.counting, summary)))
-    if "intrinsic" in summary:
+    if summary.get("intrinsic"):
         note = "Without drawing, from denoising errors. Bands: 95 % intervals of the difference to the base."
         found.append(("What the errors tell", note, partial(figures.intrinsic, summary)))
-    if summary["curves"]:
+    if summary.get("curves"):
         note = "On validation prompts. Bands: 95 % intervals."
         found.append(("Guidance and strength", note, partial(figures.alignment_curves, summary)))
         for name in summary["curves"]["base"][0]["distances"]:
