@@ -67,6 +67,7 @@ def test_the_vocabulary_is_the_same_whenever_it_is_built() -> None:
     assert [len(ids) for ids in build_tokenizer(CAPTIONS)(["red square", "green triangle"]).input_ids] == [4, 4]
 
 
+@pytest.mark.slow
 def test_from_nothing_to_folders_that_load_and_on_from_there(tmp_path: Path) -> None:
     loop = LoopSettings(images=8, batch_size=4, learning_rate=1e-3)
     config = PretrainConfig(
