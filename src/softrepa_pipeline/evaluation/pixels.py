@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from pathlib import Path
@@ -54,3 +55,8 @@ def image_format(file: Path) -> str:
     if found is None or found not in Image.SAVE:
         raise ValueError(f"{file}: no image format is called {file.suffix!r}; use .png")
     return found
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as the address of an image in a page that needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from dataclasses import asdict
 from importlib.resources import files
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from softrepa_pipeline.evaluation.editing.compare import ARMS, Comparison
+from softrepa_pipeline.evaluation.pixels import data_uri
 from softrepa_pipeline.files import write_whole
 
 _EDITS_PER_KIND = 4
@@ -125,7 +125,7 @@ def write_edit_report(comparison: Comparison, summary: dict[str, Any], title: st
     buffer = io.BytesIO()
     draw_front(summary).savefig(buffer, format="png", dpi=240)
     methods = [_method(comparison, name, found) for name, found in summary["methods"].items()]
-    page = template.render(title=title, summary=summary, figure=_uri(buffer.getvalue()), methods=methods)
+    page = template.render(title=title, summary=summary, figure=data_uri(buffer.getvalue()), methods=methods)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page.encode())
 
@@ -181,8 +181,4 @@ def _groups(comparison: Comparison, method: str, start: int) -> list[dict[str, A
 def _picture(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return _uri(buffer.getvalue())
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return data_uri(buffer.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from softrepa_pipeline.evaluation.evaluate import Evaluation
+from softrepa_pipeline.evaluation.pixels import data_uri
 from softrepa_pipeline.evaluation.report import figures
 from softrepa_pipeline.evaluation.report.tables import distance_rows, measure_rows, task_rows
 from softrepa_pipeline.files import write_whole
@@ -119,14 +119,10 @@ def _picture(image: np.ndarray) -> str:
         picture = picture.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return _data_uri(buffer.getvalue())
+    return data_uri(buffer.getvalue())
 
 
 def _uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
-    return _data_uri(buffer.getvalue())
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return data_uri(buffer.getvalue())

@@ -163,13 +163,7 @@ def judge_challenger(
     ]
     against_base = summarise(benchmark, arms["base"], [arms["challenger"]])["delta"]["overall"]
     report = Path(news["folder"]) / "report.html"
-    shown = {
-        **summary,
-        "curves": {},
-        "intrinsic": {},
-        "family": base.base.family,
-        "objective": "challenger (soft) against champion",
-    }
+    shown = {**summary, "family": base.base.family, "objective": "challenger (soft) against champion"}
     identity = {"champion": str(news["champion_tokens"]), "challenger": challenger["tokens"]}
     write_report(Evaluation(benchmark, arms["champion"], arms["challenger"], shown), Context(identity), report)
     tracking.log_artifact(report, "retrain")
