@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from month import honest, write_drop
 from project_runs import ROOT, kedro_run
 
-from softrepa_pipeline.pipelines.retrain.nodes import take_lock
+from softrepa_pipeline.pipelines.retrain.nodes import find_news, take_lock
+from softrepa_pipeline.registry import Registry
 
 SMALL = ",".join(
     [
@@ -78,6 +82,20 @@ def test_from_a_first_drop_to_a_champion_and_a_bad_drop_that_does_not_replace_it
     assert decision(project)["decision"] == "nothing new"
     failed = kedro_run(project, "--pipelines", "rollback", check=False)
     assert "error: softrepa-embedded_sd3-softrepa has no champion before the present one" in failed.stderr
+
+
+def test_a_retraining_killed_after_its_promotion_has_nothing_left_to_do(store: str, tmp_path: Path) -> None:
+    row = {"image_id": "a", "captions": ["a red circle"], "source": "a.png"}
+    pairs = {"folder": str(tmp_path / "pairs"), "digest": "d1", "num_quarantined": 0}
+    for folder in ("pairs", "retrain/d1/tokens"):
+        (tmp_path / folder).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "pairs/pairs.parquet")
+    parameters, folders = {"registered_model": "killed"}, {"retrain": str(tmp_path / "retrain")}
+    assert find_news(pairs, parameters, folders)["is_enough"]
+    shutil.copy(tmp_path / "pairs/pairs.parquet", tmp_path / "retrain/d1/pairs.parquet")
+    tokens = str(tmp_path / "retrain/d1/tokens/soft_tokens.safetensors")
+    Registry("killed").promote(tokens, tokens, None, {})
+    assert not find_news(pairs, parameters, folders)["is_enough"]
 
 
 def test_two_retrainings_exclude_each_other(tmp_path: Path) -> None:

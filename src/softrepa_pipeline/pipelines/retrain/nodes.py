@@ -70,16 +70,19 @@ def find_news(pairs: dict[str, Any], parameters: dict[str, Any], folders: dict[s
     memory = Memory(Path(folders["retrain"]))
     num_new = len(memory.new_images(pairs))
     champion = Registry(config.registered_model).champion()
+    # A retraining that was killed between its promotion and its end has been decided all the same.
+    is_decided = champion is not None and not new_images(known_to(champion.tokens), Path(pairs["folder"]) / PAIRS)
     news = {
         "num_new": num_new,
         "num_quarantined": memory.new_quarantined(pairs),
-        "is_enough": num_new >= config.min_new_images,
+        "is_enough": num_new >= config.min_new_images and not is_decided,
         "champion": None if champion is None else champion.number,
         "champion_tokens": None if champion is None else champion.tokens,
         "folder": str(memory.folder / pairs["digest"]),
     }
     if not news["is_enough"]:
-        logger.info("nothing new: %d new images, %d are needed", num_new, config.min_new_images)
+        known = ", and the champion knows them all" if is_decided else ""
+        logger.info("nothing new: %d new images, %d are needed%s", num_new, config.min_new_images, known)
     tracking.log_metrics({"retrain/new_images": num_new})
     return news
 
