@@ -1,10 +1,13 @@
-"""What the commands that open a base model have in common."""
+"""What commands have in common: the options of those that open a base model, and the project's parameters."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +27,8 @@ _OPTIONS = (
     click.option("--max-sequence-length", type=int, help="SD3: T5's tokens."),
 )
 
+env_option = click.option("--env", help="Of the configuration, as for kedro run.")
+
 
 def base_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that `model_config` takes."""
@@ -41,3 +46,18 @@ def model_config(
     if max_sequence_length is None:
         max_sequence_length = 0 if base is None else 256
     return ModelConfig(family, base or str(_EMBEDDED / family), dtype, device, max_sequence_length=max_sequence_length)
+
+
+def read_parameters(environment: str | None, changes: str = "", file: Path | None = None) -> dict[str, Any]:
+    """What `kedro run` would give its stages, read by a process of its own: this one knows no Kedro.
+
+    Raises:
+        ValueError: see `parameters.read_parameters`.
+    """
+    options = {"--env": environment, "--params": changes, "--config": file}
+    given = [str(part) for name, value in options.items() if value for part in (name, value)]
+    command = [sys.executable, "-m", "softrepa_pipeline.parameters", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().rpartition("error: ")[2])
+    return json.loads(done.stdout.splitlines()[-1])

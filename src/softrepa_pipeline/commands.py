@@ -1,12 +1,10 @@
-"""The `softrepa` command: draw, edit, inspect, convert, publish, plan, tidy caches, serve."""
+"""The `softrepa` command: mine, train, evaluate, draw, edit, inspect, convert, publish, plan, tidy caches, serve."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -15,9 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softrepa_pipeline.command_options import FAMILIES, SAMPLING, base_options, model_config
+from softrepa_pipeline.command_options import (
+    FAMILIES,
+    SAMPLING,
+    base_options,
+    env_option,
+    model_config,
+    read_parameters,
+)
 from softrepa_pipeline.publishing.commands import export, push
+from softrepa_pipeline.quiet import keep_quiet
 from softrepa_pipeline.serving.command import serve
+from softrepa_pipeline.stages.commands import evaluate, mine, train
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -36,16 +43,16 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-_env = click.option("--env", help="Of the configuration, as for kedro run.")
 _params = click.option("--params", default="", help="name=value,name=value, as for kedro run.")
 
 
 @click.group(cls=_Commands)
 def main() -> None:
     """Soft tokens for frozen text-to-image models."""
+    keep_quiet()
 
 
-for command in (serve, push, export):
+for command in (mine, train, evaluate, serve, push, export):
     main.add_command(command)
 
 
@@ -232,12 +239,12 @@ def presets() -> None:
 
 
 @main.command()
-@_env
+@env_option
 @_params
 @click.option("--images", type=click.IntRange(min=1), help="Size of the data set; what ingest counted unless given.")
 def plan(env: str | None, params: str, images: int | None) -> None:
     """Say what a training with these settings will take: arithmetic, memory, disk, and time."""
-    parameters = _parameters(env, params)
+    parameters = read_parameters(env, params)
     from softrepa_pipeline.backbones import ModelConfig, open_model
     from softrepa_pipeline.config import build
     from softrepa_pipeline.training import ExecutionConfig, SamplesConfig, configured
@@ -268,7 +275,7 @@ def cache() -> None:
 
 
 @cache.command("list")
-@_env
+@env_option
 @_params
 def list_caches(env: str | None, params: str) -> None:
     """List them, the last used first: tensors, shards, size, last use."""
@@ -283,7 +290,7 @@ def list_caches(env: str | None, params: str) -> None:
 
 
 @cache.command("verify")
-@_env
+@env_option
 @_params
 def verify_caches(env: str | None, params: str) -> None:
     """Compare every shard with its checksum; a damaged one is set aside, and what it held made anew when needed."""
@@ -297,7 +304,7 @@ def verify_caches(env: str | None, params: str) -> None:
 
 
 @cache.command("prune")
-@_env
+@env_option
 @_params
 @click.option("--older-than", type=click.FloatRange(min=0), help="Remove what was not used for so many days.")
 @click.option(
@@ -316,18 +323,7 @@ def prune_caches(env: str | None, params: str, older_than: float | None, max_gb:
 def _cache_folders(environment: str | None, changes: str) -> list[Path]:
     from softrepa_pipeline.caches import cache_folders
 
-    return cache_folders(_parameters(environment, changes)["folders"])
-
-
-def _parameters(environment: str | None, changes: str) -> dict[str, Any]:
-    """What `kedro run` would give its stages, read by a process of its own: this one knows no Kedro."""
-    command = [sys.executable, "-m", "softrepa_pipeline.parameters", "--params", changes]
-    done = subprocess.run(
-        [*command, *(("--env", environment) if environment else ())], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(done.stderr.strip().rpartition("error: ")[2])
-    return json.loads(done.stdout.splitlines()[-1])
+    return cache_folders(read_parameters(environment, changes)["folders"])
 
 
 def _num_images(pairs: Path, dataset: str) -> int:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softrepa_pipeline.environment import ROOT, prepare
+from softrepa_pipeline.environment import CONF, ROOT, prepare
 
 prepare()
 
@@ -29,9 +29,11 @@ sys.excepthook = explain_errors(sys.excepthook)
 # Called after kedro-mlflow's own hooks: Kedro calls the last registered first, and registers plugins last.
 HOOKS = (ProjectHooks(),)
 
+CONF_SOURCE = str(CONF)
+
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
-    "default_run_env": "local" if (ROOT / "conf/local").is_dir() else "base",
+    "default_run_env": "local" if (CONF / "local").is_dir() else "base",
     "merge_strategy": {"parameters": "soft"},
     "custom_resolvers": {"project": under_project, "slug": slug},
 }

@@ -67,6 +67,12 @@ def run_stage(stage: Stage, compute: Callable[[], dict[str, Any]], force: bool =
     return {**result, "skipped": False}
 
 
+def stored_result(folder: Path) -> dict[str, Any] | None:
+    """What the stage that writes into this folder found last; None where none has finished there."""
+    store = folder / _MANIFEST
+    return json.loads(store.read_text())["result"] if store.is_file() else None
+
+
 def source_digest(source: str, revision: str | None = None) -> str:
     """Identity of a local file or folder by its content, or of a hub id by name and revision."""
     digest = hashlib.sha256()

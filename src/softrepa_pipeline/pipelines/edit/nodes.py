@@ -24,10 +24,10 @@ from softrepa_pipeline.evaluation.editing import (
 from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import write_json
+from softrepa_pipeline.stages.evaluate import TRIPLETS_FILE
 
 logger = logging.getLogger(__name__)
 
-TRIPLETS = "edit_triplets.json"
 _FRONT = ("gain", "low", "high")
 
 
@@ -53,7 +53,7 @@ def compare_edits(
     report = Path(folders["evaluation"]) / "edit.html"
     title = f"Edits with {metadata['family']}: base against {metadata['objective']} tokens"
     write_edit_report(comparison, summary, title, report)
-    write_json(report.with_name(TRIPLETS), triplets(comparison, summary))  # for the report of the evaluation
+    write_json(report.with_name(TRIPLETS_FILE), triplets(comparison, summary))  # for the report of the evaluation
     _track(summary, report)
     logger.info("%s, %d edits\n\n%s\n", title, summary["num_edits"], format_table(summary))
     logger.info("report: %s", report)

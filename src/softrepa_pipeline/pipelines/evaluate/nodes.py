@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.backbones import ModelConfig
-from softrepa_pipeline.config import build
-from softrepa_pipeline.evaluation import (
-    Benchmark,
-    EvaluationConfig,
-    Model,
-    Studio,
-    evaluate,
-    load_benchmark,
-    load_measures,
-)
-from softrepa_pipeline.evaluation.report import Context, format_table, write_report
-from softrepa_pipeline.pipelines.edit.nodes import TRIPLETS
-from softrepa_pipeline.runners import RunnerConfig, make_runner
-from softrepa_pipeline.soft_tokens import load_soft_tokens
-from softrepa_pipeline.stage import source_digest
-from softrepa_pipeline.training.records import read
-
-logger = logging.getLogger(__name__)
+from softrepa_pipeline.stages import evaluate
 
 
 def evaluate_tokens(
@@ -42,47 +19,11 @@ def evaluate_tokens(
     runner: dict[str, Any],
 ) -> dict[str, Any]:
     """Compare the base with and without soft tokens; writes the HTML report beside evaluation.json."""
-    started = time.perf_counter()
-    config = build(EvaluationConfig, {"sampling": sampling["settings"], **parameters}, "evaluation")
-    _, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
-    benchmark, studio = prepare(config, world, folders, runner)
-    base = build(ModelConfig, model, "model")
-    evaluation = evaluate(config, benchmark, Model(base), Model(base, soft_tokens["file"]), studio)
-    summary = evaluation.summary
-    content = hashlib.sha256(Path(soft_tokens["file"]).read_bytes()).hexdigest()
-    summary.update(family=metadata["family"], objective=metadata["objective"], tokens_sha256=content)
-    summary["seconds"]["total"] = time.perf_counter() - started
-    report = Path(folders["evaluation"]) / "report.html"
-    log = read(Path(soft_tokens["log"])) if "log" in soft_tokens else []  # none where they were trained elsewhere
-    triplets = report.with_name(TRIPLETS)
-    edits = json.loads(triplets.read_text()) if triplets.is_file() else []
-    write_report(evaluation, Context(_identity(base, soft_tokens, metadata), log, edits), report)
-    _track(summary, report)
-    table = format_table(summary)
-    logger.info("base against soft tokens, %d unseen prompts\n\n%s\n", summary["num_prompts"], table)
-    logger.info("report: %s", report)
+    summary = evaluate.evaluate_tokens(
+        soft_tokens, world, model, parameters, sampling, folders, runner, tracking.active_run_id()
+    )
+    _track(summary, Path(folders["evaluation"]) / evaluate.REPORT_FILE)
     return summary
-
-
-def prepare(
-    config: EvaluationConfig, world: Mapping[str, Any], folders: Mapping[str, str], runner: Mapping[str, Any]
-) -> tuple[Benchmark, Studio]:
-    """The prompts, and what draws and measures their images; whatever is missing is told before anything is drawn."""
-    benchmark = load_benchmark(config, Path(world["folder"]), Path(folders["prompts"]))
-    measures = load_measures(config.scorers, config.sets, benchmark.truths)
-    where = make_runner(build(RunnerConfig, runner, "runner"))
-    return benchmark, Studio(measures, config.sampling, Path(folders["images"]), where)
-
-
-def _identity(base: ModelConfig, soft_tokens: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Which model and which tokens, by content."""
-    tokens = Path(soft_tokens["file"])
-    return {
-        "base model": f"{base.base} (content {source_digest(base.base, base.revision)}, {base.dtype})",
-        "soft tokens": f"{tokens} (content {source_digest(str(tokens))})",
-        **{f"tokens: {name}": value for name, value in metadata.items() if len(value) < 80},
-        "MLflow run": tracking.active_run_id() or "not tracked",
-    }
 
 
 def _track(summary: dict[str, Any], report: Path) -> None:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline import tracking
-from softrepa_pipeline.config import build
-from softrepa_pipeline.ingestion import IngestConfig, ingest, open_source
-from softrepa_pipeline.runners import RunnerConfig, make_runner
-from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
-from softrepa_pipeline.stage import Stage, run_stage, source_digest
+from softrepa_pipeline.stages import ingest
+from softrepa_pipeline.stages.ingest import render_world
 
-_WORLD_CODE = ("shapes/dataset", "shapes/captions", "shapes/claims", "shapes/scene")
-
-
-def render_world(parameters: dict[str, Any], folder: str, force: bool) -> dict[str, Any]:
-    """Render the embedded world: training pairs, and prompts with their truth for evaluation."""
-    config = build(WorldConfig, parameters, "world")
-    stage = Stage("world", Path(folder), {}, config, _WORLD_CODE)
-    return run_stage(stage, lambda: write_world(config, Path(folder)), force)
+__all__ = ["ingest_pairs", "render_world"]
 
 
 def ingest_pairs(
@@ -33,22 +22,8 @@ def ingest_pairs(
 ) -> dict[str, Any]:
     """Decode and clean every pair of the data set; bad samples go to the quarantine table."""
     assert world, "the embedded world is rendered first: it may be the data set"
-    path = source["known"].get(source["dataset"], source["dataset"])
-    config = build(IngestConfig, {"source": path, "output": folder, **parameters}, "ingest")
-    runner = make_runner(build(RunnerConfig, execution, "runner"))
-    found = open_source(path)
-    inputs = {"source": found.digest}
-    if config.evaluation:
-        inputs["evaluation"] = source_digest(str(Path(config.evaluation) / "pairs.parquet"))
-    stage = Stage("ingest", Path(folder), inputs, config, ("ingestion",))
-
-    def compute() -> dict[str, Any]:
-        if force:
-            shutil.rmtree(Path(folder) / "parts", ignore_errors=True)
-        return ingest(config, found, runner)
-
-    pairs = run_stage(stage, compute, force)
+    pairs = ingest.ingest_pairs(source, parameters, execution, folder, force)
     tracking.log_metrics({f"ingest/{key}": pairs[key] for key in ("num_images", "num_captions", "num_quarantined")})
-    tracking.log_dataset(source["dataset"], path, pairs["digest"], pairs["num_images"])
+    tracking.log_dataset(source["dataset"], ingest.source_path(source), pairs["digest"], pairs["num_images"])
     tracking.log_artifact(Path(folder) / "quarantine.parquet", "ingest")
     return pairs

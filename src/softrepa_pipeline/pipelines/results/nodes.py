@@ -14,9 +14,9 @@ from softrepa_pipeline.backbones import ModelConfig
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation import EvaluationConfig, Model, measure, summarise
 from softrepa_pipeline.evaluation.report import format_table, results_page
-from softrepa_pipeline.pipelines.evaluate.nodes import prepare
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
 from softrepa_pipeline.stage import write_json
+from softrepa_pipeline.stages.evaluate import prepare
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from softrepa_pipeline.evaluation.fresh import FreshImages, fresh_retrieval
 from softrepa_pipeline.evaluation.gate import GateConfig, check_data, check_quality
 from softrepa_pipeline.evaluation.report import Context, format_table, write_report
 from softrepa_pipeline.ingestion import new_images, read_images
-from softrepa_pipeline.pipelines.evaluate.nodes import prepare
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
 from softrepa_pipeline.pipelines.ingest.nodes import ingest_pairs
 from softrepa_pipeline.pipelines.mine.nodes import mine_negatives
@@ -29,6 +28,7 @@ from softrepa_pipeline.randomness import numpy_generator
 from softrepa_pipeline.registry import Registry, Version
 from softrepa_pipeline.serving.model import log as log_model
 from softrepa_pipeline.serving.painter import Defaults
+from softrepa_pipeline.stages.evaluate import prepare
 from softrepa_pipeline.training.replay import write_replay
 
 logger = logging.getLogger(__name__)
