@@ -1,4 +1,4 @@
-"""`softrepa push`."""
+"""`softrepa push`, `softrepa export`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,21 @@ def push(tokens: Path, repo: str, report: Path | None, data_licence: str | None,
 
 
 @click.command()
-@click.option("--format", "kind", type=click.Choice(("diffusers",)), default="diffusers", show_default=True)
+@click.option("--format", "kind", type=click.Choice(("diffusers", "comfyui")), default="diffusers", show_default=True)
 @click.option("--tokens", required=True, type=click.Path(path_type=Path), help="Soft-token file.")
-@click.option("--base", required=True, help="Diffusers folder or hub id of the base that they were trained on.")
-@click.option("--copy-base", is_flag=True, help="Copy the base's weights into the folder instead of linking to them.")
+@click.option("--base", help="diffusers: folder or hub id of the base that they were trained on.")
+@click.option("--copy-base", is_flag=True, help="diffusers: copy the base's weights instead of linking to them.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write; it must not be there.")
-def export(kind: str, tokens: Path, base: str, copy_base: bool, out: Path) -> None:
-    """Write a folder that stock diffusers loads with the tokens active, without this package."""
+def export(kind: str, tokens: Path, base: str | None, copy_base: bool, out: Path) -> None:
+    """Write a folder that draws with the tokens without this package: for stock diffusers, or a node of ComfyUI."""
+    if kind == "comfyui":
+        from softrepa_pipeline.publishing.comfyui_folder import export_comfyui
+
+        export_comfyui(tokens, out)
+        click.echo(f"{out}: with it in ComfyUI/custom_nodes there is a node `Apply Soft Tokens (SoftREPA)`")
+        return
+    if base is None:
+        raise click.UsageError("--format diffusers needs --base")
     from softrepa_pipeline.publishing.diffusers_folder import export_diffusers
 
     export_diffusers(tokens, base, out, copy_base)

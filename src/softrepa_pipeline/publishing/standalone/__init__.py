@@ -1,1 +1,1 @@
-"""Files of an exported folder: they are copied into it as they are, and import torch and diffusers only."""
+"""Files of exported folders: they are copied there as they are, and import nothing of this package."""
