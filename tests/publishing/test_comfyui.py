@@ -237,6 +237,15 @@ def test_other_files_are_refused(header: dict[str, str], message: str, node: Mod
         node.SoftTokens(tmp_path / "other.safetensors")
 
 
+def test_a_stage_needs_a_row_for_each_of_its_layers_unless_they_share_one(
+    model_folders: dict[str, Path], node: ModuleType, tmp_path: Path
+) -> None:
+    patcher = patcher_of(load(model_folders["sdxl"], "sdxl"))
+    tokens = write_tokens(tmp_path / "models/softrepa/tokens.safetensors", "sdxl", shared=False)
+    with pytest.raises(ValueError, match=r"for layers \['down', 'mid'\]; this UNet has text 128 wide"):
+        apply(node, patcher, tokens, 1.0)
+
+
 # Needs no diffusers: what loads it is torch, safetensors, and ComfyUI.
 LOAD = """
 import sys

@@ -83,14 +83,14 @@ class SoftTokens:
         """The blocks that receive tokens, each with its row of `at`."""
         named = text_blocks(denoiser)
         chosen = [[name for name in named if layer in (name, name.rpartition(".")[0])] for layer in self.layers]
+        names = [name for layer in chosen for name in layer]
         block = next(iter(named.values()))
         width = denoiser.hidden_size if _is_joint(block) else block.attn2.to_k.in_features
-        if width != self.width or not all(chosen):
+        if width != self.width or not all(chosen) or not (self.is_shared or len(names) == len(self.base)):
             raise ValueError(
                 f"these soft tokens are {self.width} wide, for layers {self.layers}; this {type(denoiser).__name__} "
                 f"has text {width} wide and layers {list(named)}"
             )
-        names = [name for layer in chosen for name in layer]
         return [(0 if self.is_shared else row, named[name]) for row, name in enumerate(names)]
 
 
