@@ -23,11 +23,13 @@ logger = logging.getLogger(__name__)
 class AblateConfig:
     """Which study; how its points are screened (`screen_share` of the steps), how many and with what seeds confirmed.
 
-    Training seeds for confirmation differ from the screening's, which chose by its own luck.
+    Training seeds for confirmation differ from the screening's, which chose by its own luck. Without `confirm` it ends
+    with the screening.
     """
 
     study: str
     screen_share: float
+    confirm: bool
     num_finalists: int
     training_seeds: tuple[int, ...]
     evaluation: dict[str, Any]
@@ -56,7 +58,7 @@ def run_study(
         else:
             measured[label] = _screen(study, label, laboratory, config, digest)
             write_measured(file, {**known, **measured})
-    for label in _finalists(study, measured, config.num_finalists):
+    for label in _finalists(study, measured, config.num_finalists) if config.confirm else []:
         if measured[label].confirmed is None:
             confirmed = _confirm(study, label, laboratory, config)
             measured[label] = measured[label].with_confirmed(confirmed)
