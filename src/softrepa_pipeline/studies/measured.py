@@ -16,7 +16,8 @@ from softrepa_pipeline.stage import write_json
 class Measured:
     """One point: its settings by digest, what training it took, and its summaries (`outcome`).
 
-    `screen` is of one training on validation prompts, `confirmed` of several on test prompts.
+    `expected_decrease` is what its untrained tokens promised (`training.first_step`). `screen` is of one training on
+    validation prompts, `confirmed` of several on test prompts.
     """
 
     digest: str
@@ -24,6 +25,7 @@ class Measured:
     num_pairs: int
     num_parameters: int
     seconds: float
+    expected_decrease: float
     screen: dict[str, Any]
     confirmed: dict[str, Any] | None = None
 

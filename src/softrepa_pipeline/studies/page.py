@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.studies.measured import Measured
@@ -29,8 +30,8 @@ def write_page(study: Study, families: Mapping[str, Mapping[str, Measured]], fol
         _save(_figure(measured), folder / f"{study.name}_{family}.svg")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string((files(__package__) / "page.md.j2").read_text("utf-8"))
-    rows = {family: [_row(label, own) for label, own in measured.items()] for family, measured in families.items()}
-    generated = template.render(study=study, families=rows)
+    told = {family: _told(measured) for family, measured in families.items()}
+    generated = template.render(study=study, families=told)
     write_whole(page, f"{generated.rstrip()}\n\n{_reading(page)}".encode())
     return page
 
@@ -41,12 +42,21 @@ def _reading(page: Path) -> str:
     return heading + reading if heading else f"{READING}\n\nNot written yet.\n"
 
 
+def _told(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    rows = [_row(label, own) for label, own in measured.items()]
+    expected = [own.expected_decrease for own in measured.values()]
+    if len(set(expected)) < 3:
+        return {"rows": rows, "correlation": None}
+    return {"rows": rows, "correlation": spearmanr(expected, [own.screen["gain"]["mean"] for own in measured.values()])}
+
+
 def _row(label: str, own: Measured) -> dict[str, Any]:
     told = own.confirmed or own.screen
     return {
         "label": label,
         "pairs": f"{own.num_pairs / 1000:.0f} k",
         "parameters": own.num_parameters,
+        "expected": f"{1000 * own.expected_decrease:.1f}",
         "minutes": own.seconds / 60,
         "screen": _interval(own.screen["gain"]),
         "confirmed": _interval(own.confirmed["gain"]) if own.confirmed else "",

@@ -19,14 +19,16 @@ from softrepa_pipeline.pipelines.ingest.nodes import ingest_pairs
 from softrepa_pipeline.pipelines.mine.nodes import mine_negatives
 from softrepa_pipeline.stage import source_digest
 from softrepa_pipeline.studies import Point, write_variant
-from softrepa_pipeline.training import FitConfig, configured
+from softrepa_pipeline.training import FitConfig, Job, configured
+from softrepa_pipeline.training.job import read_job
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A point's tokens, and what they cost."""
+    """A point's tokens, the job that made them, and what it took."""
 
     file: str
+    job: Job
     num_pairs: int
     num_parameters: int
 
@@ -82,7 +84,8 @@ class Laboratory:
             parameters["force"],
         )
         assert config.num_steps is not None
-        return Trained(result["file"], config.num_steps * config.num_pairs, result["num_parameters"])
+        job = read_job(Path(result["log"]).with_name("job.json"))
+        return Trained(result["file"], job, config.num_steps * config.num_pairs, result["num_parameters"])
 
     def arm(self, point: Point, tokens: str | None, label: str, on_test: bool) -> Arm:
         """Measure the base, once for each way of drawing, or a point's tokens."""

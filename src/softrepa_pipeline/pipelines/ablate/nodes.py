@@ -15,6 +15,7 @@ from softrepa_pipeline.evaluation import Arm, summarise
 from softrepa_pipeline.pipelines.ablate.laboratory import Laboratory
 from softrepa_pipeline.studies import Measured, Point, Study, read_measured, read_study, write_measured, write_page
 from softrepa_pipeline.studies.measured import outcome
+from softrepa_pipeline.training.first_step import expected_decrease
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +80,13 @@ def _screen(study: Study, label: str, laboratory: Laboratory, config: AblateConf
         base = laboratory.arm(point, None, "base", on_test=False)
         soft = laboratory.arm(point, trained.file, label, on_test=False)
         told = outcome(summarise(laboratory.benchmark(on_test=False), base, [soft]))
+        expected = expected_decrease(trained.job)
         _track(run, "screen", told)
+        run.log_metrics({"expected_decrease": expected})
     seconds = time.perf_counter() - started
     logger.info("%s, %s: %+.1f points (screened)", study.name, label, 100 * told["gain"]["mean"])
-    return Measured(digest, time.strftime("%Y-%m-%d"), trained.num_pairs, trained.num_parameters, seconds, told)
+    cost = (trained.num_pairs, trained.num_parameters, seconds)
+    return Measured(digest, time.strftime("%Y-%m-%d"), *cost, expected, told)
 
 
 def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateConfig) -> dict[str, Any]:
