@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow_servers import Server, wait
 from PIL import Image
 
 from softrepa_pipeline import tracking
@@ -48,30 +45,23 @@ def curve(run: tracking.NestedRun, name: str = "loss") -> dict[int, float]:
     return {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
 
 
-def wait(until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not until():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.02)
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == follow.__name__]
 
 
-def test_every_fifth_step_and_every_validation_arrive_with_the_samples(
+def test_every_step_and_every_validation_arrive_with_the_samples(
     run: tracking.NestedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "samples").mkdir()
     with following(run, tmp_path):
-        write(tmp_path, {step: step / 2 for step in range(13)})
+        write(tmp_path, {step: step / 2 for step in range(4)})
         Image.new("RGB", (8, 8)).save(tmp_path / "samples" / "step-0000005.png")
         Image.new("RGB", (8, 8)).save(tmp_path / "samples" / "step-0000009.partial.png")
-        wait(lambda: curve(run) == {0: 0.0, 5: 2.5, 10: 5.0})
+        wait(lambda: curve(run) == {0: 0.0, 1: 0.5, 2: 1.0, 3: 1.5})
         with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 13.0, "validation_loss": 0.25}\n{"step": 15.0, "loss": 7.5')
-    assert curve(run) == {0: 0.0, 5: 2.5, 10: 5.0}
-    assert curve(run, "validation_loss") == {13: 0.25}
+            file.write('{"step": 3.0, "validation_loss": 0.25}\n{"step": 4.0, "loss": 7.5')
+    assert curve(run) == {0: 0.0, 1: 0.5, 2: 1.0, 3: 1.5}
+    assert curve(run, "validation_loss") == {3: 0.25}
     assert run.run_id is not None
     (image,) = [file.path for file in MlflowClient().list_artifacts(run.run_id, "images") if "webp" not in file.path]
     assert image.startswith("images/samples+step+5+")
@@ -109,13 +99,13 @@ def test_when_the_server_is_back_the_curves_are_complete(
     here = mlflow.get_tracking_uri()
     with following(run, tmp_path):
         write(tmp_path, dict.fromkeys(range(10), 1.0))
-        wait(lambda: len(curve(run)) == 2)
+        wait(lambda: len(curve(run)) == 10)
         mlflow.set_tracking_uri(GONE)
         write(tmp_path, dict.fromkeys(range(20), 1.0))
         wait(lambda: bool(warnings(caplog)))
         mlflow.set_tracking_uri(here)
         write(tmp_path, dict.fromkeys(range(30), 1.0))
-    assert curve(run) == {0: 1.0, 5: 1.0, 10: 1.0, 15: 1.0, 20: 1.0, 25: 1.0}
+    assert curve(run) == dict.fromkeys(range(30), 1.0)
     (message,) = warnings(caplog)
     assert message.startswith("MLflow did not answer")
 
@@ -136,55 +126,26 @@ def test_after_a_rollback_the_curve_has_the_new_values_however_fast_they_come(
 ) -> None:
     with following(run, tmp_path):
         write(tmp_path, dict.fromkeys(range(20), 1.0))
-        wait(lambda: len(curve(run)) == 4)
+        wait(lambda: len(curve(run)) == 20)
         write(tmp_path, {step: 1.0 if step < 10 else 2.0 for step in range(30)})
-    assert curve(run) == {0: 1.0, 5: 1.0, 10: 2.0, 15: 2.0, 20: 2.0, 25: 2.0}
-
-
-def start_server(folder: Path, port: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--default-artifact-root", str(folder), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("a") as log:
-        server = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    wait(lambda: is_up(port) or server.poll() is not None)
-    assert server.poll() is None, (folder / "server.log").read_text()
-    return server
-
-
-def is_up(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def stop_server(server: subprocess.Popen, port: int) -> None:
-    os.killpg(server.pid, 9)
-    server.wait()
-    wait(lambda: not is_up(port))
+    assert curve(run) == {step: 1.0 if step < 10 else 2.0 for step in range(30)}
 
 
 @pytest.mark.slow
 def test_a_real_server_can_die_and_come_back_while_a_training_runs(
     run: tracking.NestedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = start_server(tmp_path, port)
-    try:
-        mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+    with Server(tmp_path) as server:
+        mlflow.set_tracking_uri(server.address)
         remote = tracking.nested_run("fit")
         remote.run_id = MlflowClient().create_run("0").info.run_id
         with following(remote, tmp_path):
             write(tmp_path, dict.fromkeys(range(10), 1.0))
-            wait(lambda: len(curve(remote)) == 2)
-            stop_server(server, port)
+            wait(lambda: len(curve(remote)) == 10)
+            server.kill()
             write(tmp_path, dict.fromkeys(range(20), 1.0))
             wait(lambda: bool(warnings(caplog)))
-            server = start_server(tmp_path, port)
+            server.start()
             write(tmp_path, dict.fromkeys(range(30), 1.0))
-        assert curve(remote) == {0: 1.0, 5: 1.0, 10: 1.0, 15: 1.0, 20: 1.0, 25: 1.0}
+        assert curve(remote) == dict.fromkeys(range(30), 1.0)
         assert not any("is away" in message for message in warnings(caplog))
-    finally:
-        stop_server(server, port)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from training_settings import BATCH
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.training import FitConfig, Job, launch
 from softrepa_pipeline.training.distributed import Group
+from softrepa_pipeline.training.job import run_job
 
 AGSM = replace(BATCH, num_steps=20, objective="agsm", candidates="sampled", num_negatives=2)
 
@@ -70,6 +72,21 @@ def test_torchrun_runs_the_same_job(job: Job, tmp_path: Path) -> None:
     command += ["--rdzv-endpoint", "localhost:0", "-m", "softrepa_pipeline.training", str(file)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert torch.equal(load_soft_tokens(launched.tokens_file)[0].base, whole["base"])
+
+
+def test_a_job_for_other_machines_is_written_and_its_tokens_are_waited_for(job: Job, tmp_path: Path) -> None:
+    file = tmp_path / "shared" / "job.json"
+    job = replace(job, fit=replace(BATCH, num_steps=2), execution=replace(job.execution, job_file=str(file)))
+    waiting = threading.Thread(target=launch, args=(job,), daemon=True)
+    waiting.start()
+    while not file.is_file():
+        assert waiting.is_alive()
+        time.sleep(0.01)
+    assert not any(Path(job.folder).glob("*.safetensors"))
+    run_job(file)  # as torchrun's processes do
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert job.tokens_file.is_file()
 
 
 def start(job: Job, folder: Path, num_processes: int) -> tuple[Job, subprocess.Popen]:

@@ -22,9 +22,12 @@ from softrepa_pipeline.backbones import Backbone
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig
 from softrepa_pipeline.training import ExecutionConfig, FitConfig, Observer, Record, TrainingSet, device, fit
 from softrepa_pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from softrepa_pipeline.training.device import is_out_of_memory
+from softrepa_pipeline.training.device import is_out_of_memory, within_memory
+from softrepa_pipeline.training.distributed import Group
 from softrepa_pipeline.training.guards import Guard
 from softrepa_pipeline.training.methods import METHODS
+from softrepa_pipeline.training.records import append, read
+from softrepa_pipeline.training.validation import Validation
 
 # One image a step, so that a fault has a step of its own.
 ONE = replace(CONFIG, batch_size=1, num_steps=12)
@@ -232,12 +235,12 @@ def test_torch_s_own_failure_to_allocate_is_recognised() -> None:
     assert not is_out_of_memory(ValueError("shapes do not fit"))
 
 
-def too_small(backbone: Backbone, is_too_much: Callable[[int], bool]) -> list[int]:
-    """A real allocation fails in passes with gradient where `is_too_much` of so many pairs; returns their sizes."""
+def too_small(backbone: Backbone, is_too_much: Callable[[int], bool], with_gradient: bool = True) -> list[int]:
+    """A real allocation fails in passes of one kind where `is_too_much` of so many pairs; returns their sizes."""
     sizes: list[int] = []
 
     def check(_module: object, _arguments: object, named: dict[str, Tensor]) -> None:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() == with_gradient:
             sizes.append(len(named["hidden_states"]))
             if is_too_much(sizes[-1]):
                 allocate_absurdly()
@@ -282,6 +285,48 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_leaves_no_half_gradient(
         assert (halved.state_dict()[name] - value).norm() <= 1e-5 * value.norm(), name
 
 
+@pytest.mark.parametrize("starts_at", [-1, 1], ids=["calibrating", "validating"])
+def test_memory_that_does_not_suffice_while_measuring_halves_the_micro_batch_too(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, starts_at: int
+) -> None:
+    config = replace(SMOOTH, held_out_images=2, validation_steps=2)
+    execution = replace(EXECUTION, max_pairs_in_memory=6)
+    whole, measured = run(sd3, data, config, tmp_path / "whole", execution)
+    at: list[float] = [-1]
+    sizes = too_small(sd3, lambda size: size > 3 and at[-1] >= starts_at, with_gradient=False)
+    records: list[Record] = []
+    observer = Observer(lambda record: at.append(record["step"]) or records.append(record))
+    halved = fit(sd3, data, config, tmp_path / "halved", execution, observer)
+    assert 3 in sizes
+    messages = [record.getMessage() for record in caplog.records if "out of memory" in record.message]
+    assert messages == ["out of memory: going on with 3 pairs at once"]
+    assert loaded(halved, tmp_path / "halved")[0].pairs_at_once == 3
+    for name, value in whole.state_dict().items():
+        assert (halved.state_dict()[name] - value).norm() <= 1e-5 * value.norm(), name
+    profiles = [json.loads((tmp_path / name / "profile.json").read_text()) for name in ("whole", "halved")]
+    for name, values in profiles[0].items():
+        assert profiles[1][name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
+    for found, wanted in zip(records, measured, strict=True):
+        if "validation_loss" in wanted:
+            assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_memory_that_runs_out_while_held_out_images_are_loaded_leaves_no_half_of_them(
+    sd3: Backbone, data: TrainingSet
+) -> None:
+    method = METHODS["softrepa"](SoftTokens(SoftTokensConfig(("0",), 2, 64, 4)), SMOOTH)
+    wanted = Validation(sd3, data, method, Group()).measure(torch.ones(10), 4)
+    validation, seen = Validation(sd3, data, method, Group()), []
+
+    def check(*_: object) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            allocate_absurdly()
+
+    sd3.pipeline.text_encoder.register_forward_pre_hook(check)
+    assert within_memory(lambda count: validation.measure(torch.ones(10), count), 8) == (wanted, 4)
+
+
 def test_rows_that_do_not_fit_have_their_blocks_computed_anew_and_the_same_result(
     sd3: Backbone, data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -318,6 +363,39 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_the_one_before(
         save_checkpoint(tmp_path, method, optimizer, replace(progress, step=4))
     assert caught.value.errno == errno.EFBIG
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl"])
+def test_a_line_that_cannot_be_written_names_its_log_and_leaves_no_part_of_itself(tmp_path: Path, name: str) -> None:
+    log, record = tmp_path / name, {"step": 0.0, "text": "x" * 80}
+    append(log, record)
+    with small_files(150), pytest.raises(OSError, match=rf"File too large: '{log}'") as caught:
+        append(log, record)
+    assert caught.value.errno == errno.EFBIG
+    append(log, {"step": 1.0})
+    assert read(log) == lines(log) == [record, {"step": 1.0}]
+
+
+def test_a_disk_that_is_full_when_a_step_is_logged_names_the_log_and_loses_no_step(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, small_disk: Path
+) -> None:
+    config, log = replace(ONE, num_steps=40), small_disk / "run" / "metrics.jsonl"
+    execution = replace(EXECUTION, checkpoint_steps=100)
+    whole, _ = run(sd3, data, config, tmp_path / "whole", execution)
+
+    def fill_before_the_next_page(_record: Record) -> None:
+        content = log.read_text()
+        if 4096 - len(content) % 4096 < len(content.splitlines()[-1]):
+            fill(small_disk)
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{log}'") as caught:
+        fit(sd3, data, config, log.parent, execution, Observer(fill_before_the_next_page))
+    assert caught.value.errno == errno.ENOSPC
+    assert 3 < len(lines(log)) < 40
+    (small_disk / "ballast").unlink()
+    resumed, records = run(sd3, data, config, log.parent, execution)
+    assert_equal(whole, resumed)
+    assert [record["step"] for record in records] == list(range(40))
 
 
 def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_space(

@@ -24,8 +24,12 @@ from softrepa_pipeline.training.checkpoint import Best, Progress, load_checkpoin
 from softrepa_pipeline.training.guards import Guard
 from softrepa_pipeline.training.job import run_job
 from softrepa_pipeline.training.methods import METHODS, Method
+from softrepa_pipeline.training.records import append, log_of, read
 
 NUM_STEPS = 12
+# Contrast alone on three images, at a hundred times the learning rate: it soon learns nothing but them.
+EARLY = replace(CONFIG, held_out_images=2, validation_steps=1, patience=3, batch_size=1, denoising_weight=0.0)
+EARLY = replace(EARLY, num_steps=14, learning_rate=1.0, warmup_steps=0, seed=2)
 
 
 def killed(process: multiprocessing.context.ForkServerProcess, folder: Path, chance: random.Random) -> bool:
@@ -148,12 +152,23 @@ def save_until(folder: Path, step: int, seed: int, number: int) -> None:
     save(folder, step, seed)
 
 
-def save_until_size(folder: Path, step: int, seed: int, size: int) -> None:
-    """Save a checkpoint, but die when a file has grown to this size."""
+def die_at_size(size: int) -> None:
+    """From here on this process dies when a file has grown to this size."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def save_until_size(folder: Path, step: int, seed: int, size: int) -> None:
+    """Save a checkpoint, but die when a file has grown to this size."""
+    die_at_size(size)
     save(folder, step, seed)
+
+
+def cut_back_until_size(folder: Path, step: int, size: int) -> None:
+    """Cut the log back, but die when a file has grown to this size."""
+    die_at_size(size)
+    log_of(folder, step, lambda record: None)
 
 
 def prepare(folder: Path, earlier: list[int], new: int) -> set[tuple[int, int] | None]:
@@ -206,6 +221,18 @@ def test_killed_within_a_write_a_save_leaves_the_checkpoint_before(tmp_path: Pat
     assert restored(tmp_path) == (4, 4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_killed_while_its_log_is_cut_back_a_training_keeps_all_its_curves(tmp_path: Path, share: float) -> None:
+    records = [{"step": float(step), "loss": step / 3} for step in range(20)]
+    for record in records:
+        append(tmp_path / "metrics.jsonl", record)
+    log_of(tmp_path, 16, lambda record: None)
+    assert read(tmp_path / "metrics.jsonl") == records[:16]
+    kept = len("".join(json.dumps(record) + "\n" for record in records[:12]))
+    assert in_child(lambda: cut_back_until_size(tmp_path, 12, int(share * kept))) == -signal.SIGXFSZ
+    assert read(tmp_path / "metrics.jsonl") == records[:16]
+
+
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step, best=2)
@@ -227,20 +254,38 @@ def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path: Pa
 def test_a_training_that_ended_early_gives_the_best_step_s_tokens_again_and_again(
     sd3: Backbone, data: TrainingSet, tmp_path: Path
 ) -> None:
-    # Contrast alone on three images, at a hundred times the learning rate: it soon learns nothing but them.
-    config = replace(CONFIG, held_out_images=2, validation_steps=1, patience=3, batch_size=1, denoising_weight=0.0)
-    config = replace(config, num_steps=14, learning_rate=1.0, warmup_steps=0, seed=2)
     records: list[Record] = []
-    early = fit(sd3, data, config, tmp_path / "early", EXECUTION, Observer(records.append))
+    early = fit(sd3, data, EARLY, tmp_path / "early", EXECUTION, Observer(records.append))
     measured = [record for record in records if "validation_loss" in record]
     best = max(measured, key=lambda record: (record["validation_accuracy"], -record["validation_loss"]))
     assert 0 < best["step"] == measured[-1]["step"] - 3 < 10
-    shorter = replace(config, num_steps=int(best["step"]) + 1, patience=None)
+    shorter = replace(EARLY, num_steps=int(best["step"]) + 1, patience=None)
     wanted = fit(sd3, data, shorter, tmp_path / "shorter", EXECUTION)
     assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in early.state_dict().items())
 
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "early").glob("step-*")}
     sd3.denoiser.register_forward_pre_hook(lambda *_: pytest.fail("it trains"))
-    again = fit(sd3, data, config, tmp_path / "early", EXECUTION)
+    again = fit(sd3, data, EARLY, tmp_path / "early", EXECUTION)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in early.state_dict().items())
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "early").glob("step-*")} == written
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:-20]), Path.unlink])
+def test_a_best_checkpoint_that_cannot_be_read_at_the_end_leaves_the_last_tokens_and_a_warning(
+    sd3: Backbone, data: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    folder, measured = tmp_path / "early", []
+
+    def damage_the_best(record: Record) -> None:
+        # All checkpoints are there at each validation: at the last, which ends the training, the best one goes.
+        if "validation_loss" in record:
+            measured.append((record["validation_accuracy"], -record["validation_loss"]))
+            best = measured.index(max(measured)) + 1
+            if len(measured) - best == EARLY.patience:
+                damage(folder / f"step-{best:07d}.safetensors")
+
+    tokens = fit(sd3, data, EARLY, folder, EXECUTION, Observer(damage_the_best))
+    last = len(measured)
+    assert f"the best checkpoint, of step {last - 3}, cannot be read: the last tokens are taken instead" in caplog.text
+    wanted = fit(sd3, data, replace(EARLY, num_steps=last, patience=None), tmp_path / "shorter", EXECUTION)
+    assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in tokens.state_dict().items())

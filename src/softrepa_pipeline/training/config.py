@@ -187,7 +187,8 @@ class ExecutionConfig:
     repeated blocks, which pays on a GPU. With `text_cache` each caption is encoded once, before the first step, and its
     text states are kept on disk where there is room; null does so where the base has a T5. Checkpoints are written
     every `checkpoint_steps` or `checkpoint_minutes`, whichever comes first. With several `num_processes` a worker that
-    dies is restarted up to `max_restarts` times.
+    dies is restarted up to `max_restarts` times. With a `job_file` nothing trains here: the job is written there for
+    torchrun on other machines, and its tokens are waited for.
     """
 
     num_processes: int = 1
@@ -197,6 +198,7 @@ class ExecutionConfig:
     checkpoint_steps: int = 25
     checkpoint_minutes: float = 10.0
     max_restarts: int = 3
+    job_file: str | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self, "execution", ("num_processes", "max_pairs_in_memory", "checkpoint_steps"))

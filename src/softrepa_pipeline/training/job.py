@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,9 @@ from softrepa_pipeline.training.distributed import joined
 from softrepa_pipeline.training.fit import Observer, fit
 from softrepa_pipeline.training.texts import TextCache, are_kept, keep_texts
 
+logger = logging.getLogger(__name__)
+
+_INTERVAL = 1.0  # seconds
 _GRID_COLUMNS = 4
 _LEAST_SIDE = 128
 
@@ -101,13 +106,18 @@ def read_job(file: Path) -> Job:
 
 
 def launch(job: Job) -> None:
-    """Run a job here, in as many processes as it asks for; `job.tokens_file` is there when it returns.
+    """Run a job here, in as many processes as it asks for, or wait for those that run it elsewhere.
+
+    `job.tokens_file` is there when it returns.
 
     Raises:
         KeyboardInterrupt: it was asked to stop, and goes on from its checkpoint when launched again.
         RuntimeError: the processes died more often than `execution.max_restarts`.
     """
     file = job.write()
+    if job.execution.job_file is not None:
+        _wait_for_others(job, Path(job.execution.job_file))
+        return
     if job.execution.num_processes == 1:
         run_job(file)
         return
@@ -129,6 +139,13 @@ def launch(job: Job) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RuntimeError(f"training failed in process {rank}: {failure.message}") from error
+
+
+def _wait_for_others(job: Job, file: Path) -> None:
+    write_json(file, asdict(job))
+    logger.info("nothing trains here: waiting for the tokens of %s, which torchrun trains (docs/training.md)", file)
+    while not job.tokens_file.is_file():
+        time.sleep(_INTERVAL)
 
 
 def run_job(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,15 @@ def append(file: Path, record: Mapping[str, object]) -> None:
     """Add a line to a log.
 
     Raises:
-        OSError: it could not be written; the error names the file, which a full disk's own does not.
+        OSError: it could not be written, and no part of it is; the error names the file, as a full disk's own does not.
     """
+    size = file.stat().st_size if file.is_file() else 0
     try:
         with file.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
     except OSError as error:
+        if file.is_file():
+            os.truncate(file, size)  # or the next line would go on where this one broke off
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 

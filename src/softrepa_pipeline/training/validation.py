@@ -37,7 +37,7 @@ class Validation:
         The accuracy is the share of images whose own caption has the lowest error, meaned over the levels; the loss is
         the objective's, as far as it is one of these errors.
         """
-        levels = self._levels or self._load()
+        levels = self._levels = self._levels or self._load()
         errors = torch.stack([pair_errors(self.backbone, level, pairs_at_once).cpu() for level in levels])
         is_candidate = levels[0].is_candidate
         sums = {"validation_accuracy": is_retrieved(errors.mean(dim=0), is_candidate).sum()}
@@ -68,10 +68,11 @@ class Validation:
         part = self.group.part(len(positions))
         shape = self.data.latent_shape(config, positions)
         low, high = config.timestep_range
+        levels = []
         for number in range(NUM_LEVELS):
             timestep = low + (number + 0.5) / NUM_LEVELS * (high - low)
             generators = (torch_generator(config.seed, "validation", number, p) for p in positions[part])
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
             draws = Draws(noise, torch.full((len(noise),), timestep), torch.ones(len(noise)))
-            self._levels.append(load(self.backbone, self.data, config, positions, draws, part))
-        return self._levels
+            levels.append(load(self.backbone, self.data, config, positions, draws, part))
+        return levels

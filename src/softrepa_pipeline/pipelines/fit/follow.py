@@ -15,8 +15,9 @@ from softrepa_pipeline import tracking
 logger = logging.getLogger(__name__)
 
 _INTERVAL = 2.0  # seconds
-_LAST_WAIT = 60.0  # seconds
-_RECORD_STEPS = 5
+# Seconds: MLflow's own retries go on for four minutes, with pauses that grow to two; nobody waits so long after Ctrl-C.
+_LAST_WAIT = 300.0
+_LAST_WAIT_AFTER_ERROR = 60.0
 
 
 @contextmanager
@@ -26,11 +27,13 @@ def following(run: tracking.NestedRun, folder: Path) -> Iterator[None]:
     done = threading.Event()
     thread = threading.Thread(target=follower.work, args=(done,), name="softrepa-tracking", daemon=True)
     thread.start()
+    last_wait = _LAST_WAIT_AFTER_ERROR
     try:
         yield
+        last_wait = _LAST_WAIT
     finally:
         done.set()
-        thread.join(_LAST_WAIT)
+        thread.join(last_wait)
         if follower.is_behind or thread.is_alive():
             logger.warning("the tracking server is away: curves of this training are only in %s", folder)
 
@@ -63,8 +66,7 @@ class _Follower:
         # A rollback cuts the log: what comes after it is new again, however long the log has grown.
         is_same = [sent == line for sent, line in zip(self._sent, lines, strict=False)]
         new = [json.loads(line) for line in lines[[*is_same, False].index(False) :]]
-        worth = [record for record in new if record["step"] % _RECORD_STEPS == 0 or "validation_loss" in record]
-        self.run.log_curves(worth)
+        self.run.log_curves(new)
         self._sent = lines
         for image in sorted((self.folder / "samples").glob("step-???????.png")):
             if image not in self._sent_images:
