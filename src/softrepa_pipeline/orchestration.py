@@ -50,11 +50,13 @@ def inbox(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
 def failed(context: dg.RunFailureSensorContext) -> None:
     """Send an alert unless Dagster tries again, and close the MLflow run of a process that is gone."""
     # In the place of kedro-dagster's sensor, which calls the name of the error's class, a string (0.8.1).
-    run_id = _mlflow_run(context)
-    if run_id is not None and MlflowClient().get_run(run_id).info.status == "RUNNING":
-        close_as_killed(run_id, "its process was gone")
+    run_id, error = _mlflow_run(context), context.failure_event.message
+    if run_id is not None:
+        run = MlflowClient().get_run(run_id)
+        error = run.data.tags.get("error", error)
+        if run.info.status == "RUNNING":
+            close_as_killed(run_id, "its process was gone")
     if context.dagster_run.tags.get("dagster/will_retry") != "true":
-        error = context.failure_event.message
         event = {"event": "run failed", "pipeline": context.dagster_run.job_name, "error": error, "mlflow_run": run_id}
         alert(build(AlertConfig, _parameters["alerts"], "alerts"), event)
 
