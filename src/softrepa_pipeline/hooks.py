@@ -134,6 +134,8 @@ class ProjectHooks:
         """Say where the run can be seen."""
         if self._run_id is not None:
             logger.info("MLflow run %s in %s; `make ui` opens it", self._run_id, mlflow.get_tracking_uri())
+        if self._is_shared:
+            mlflow.end_run()  # kedro-mlflow leaves a run open that it did not begin
         self._end()
 
     def _log_error(self, error: Exception) -> None:
