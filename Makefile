@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= sqlite:///$(abspath mlflow.db)
 PORT ?= 5000
+DAGSTER_PORT ?= 3000
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-slow lint ui results bench docs clean
+.PHONY: demo test test-slow lint ui dagster results bench docs clean
 
 .venv/.ok: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -34,6 +35,15 @@ test-slow: .venv/.ok  ## the long fault and soak suites
 ui: .venv/.ok  ## MLflow on http://127.0.0.1:$(PORT)
 	@echo "runs: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) --workers 1
+
+# Dagster needs protobuf below 7, dagster-mlflow pandas below 3.
+.venv/.dagster: .venv/.ok
+	@grep -vE '^(pandas|protobuf)==' constraints.txt | $(BIN)/pip install -q -c /dev/stdin -e '.[orchestration]'
+	@touch $@
+
+dagster: .venv/.dagster  ## Dagster's UI and daemon on http://127.0.0.1:$(DAGSTER_PORT)
+	@echo "Dagster: http://127.0.0.1:$(DAGSTER_PORT)"
+	@DAGSTER_HOME="$(abspath .dagster)" $(BIN)/dagster dev -m softrepa_pipeline.orchestration -h 127.0.0.1 -p $(DAGSTER_PORT)
 
 results: .venv/.ok  ## the full evaluation of every family, into docs/results.md
 	@for family in sd15 sdxl sd3; do $(BIN)/kedro run --pipelines results --params family=$$family || exit 1; done

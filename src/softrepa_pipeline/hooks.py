@@ -51,6 +51,7 @@ USER_ERRORS = (
 
 _MAX_DIFF = 1_000_000  # characters
 _HOST, _PID, _STARTED = "process.host", "process.pid", "process.started"
+_ORCHESTRATOR = "dagster_run_id"  # a tag of runs whose nodes may each have a process of their own
 _SAME_START = 2.0  # seconds; the kernel's boot time, and with it a process's start, moves by clock corrections
 
 
@@ -65,6 +66,7 @@ class ProjectHooks:
         self._started: dict[str, float] = {}
         self._previous_handler: Any = None
         self._alerts: Mapping[str, Any] = {}
+        self._is_shared = False
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -75,12 +77,14 @@ class ProjectHooks:
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Tag the run, watch for interruption, and close the runs that an earlier process left behind."""
         self._num_nodes, self._num_done = len(pipeline.nodes), 0
-        self._watch_for_interruption()
         run = mlflow.active_run()
+        self._is_shared = run is not None and _ORCHESTRATOR in MlflowClient().get_run(run.info.run_id).data.tags
+        if not self._is_shared:
+            self._watch_for_interruption()
         if run is None:
             return
         self._run_id = run.info.run_id
-        _set_tags(self._run_id, {**process_tags(), **_pipeline_tags(run_params)})
+        _set_tags(self._run_id, {**({} if self._is_shared else process_tags()), **_pipeline_tags(run_params)})
         killed = close_abandoned_runs(run.info.experiment_id, self._run_id)
         _set_tags(self._run_id, {**_hardware_tags(), **_commit_tags(Path(run_params["project_path"]))})
         _log_sources(self._run_id, Path(run_params["project_path"]))
@@ -91,8 +95,11 @@ class ProjectHooks:
     @hook_impl
     def before_node_run(self, node: Node) -> None:
         """Start the node's clock."""
-        self._started[node.name] = time.perf_counter()
-        self._report(node.name, "running")
+        if self._run_id is None and (run := mlflow.active_run()) is not None:
+            # The run was begun by another process, see orchestration.py.
+            self._run_id, self._is_shared = run.info.run_id, True
+        self._started[node.short_name] = time.perf_counter()
+        self._report(node.short_name, "running")
 
     @hook_impl
     def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
@@ -100,21 +107,23 @@ class ProjectHooks:
         self._num_done += 1
         skipped = [value["skipped"] for value in outputs.values() if isinstance(value, dict) and "skipped" in value]
         if self._run_id is not None and skipped:
-            _set_tags(self._run_id, {f"cache.{node.name}": "hit" if all(skipped) else "miss"})
-        seconds = self._report(node.name, "done")
-        logger.info("%s: done in %.1f s (%d of %d)", node.name, seconds, self._num_done, self._num_nodes)
+            _set_tags(self._run_id, {f"cache.{node.short_name}": "hit" if all(skipped) else "miss"})
+        seconds = self._report(node.short_name, "done")
+        logger.info("%s: done in %.1f s (%d of %d)", node.short_name, seconds, self._num_done, self._num_nodes)
 
     @hook_impl
-    def on_node_error(self, node: Node) -> None:
-        """Log the node's failure."""
-        self._report(node.name, "failed")
+    def on_node_error(self, error: Exception, node: Node) -> None:
+        """Log the node's failure; a run that is shared with other processes ends here, where the error is known."""
+        self._report(node.short_name, "failed")
+        if self._is_shared:
+            self._log_error(error)
+            mlflow.end_run("FAILED")
+            self._end()
 
     @hook_impl
     def on_pipeline_error(self, error: Exception, run_params: dict[str, Any]) -> None:
         """Keep the traceback with the run, which kedro-mlflow has just marked FAILED, and send an alert."""
-        if self._run_id is not None:
-            _set_tags(self._run_id, {"error": one_line(error)})
-            MlflowClient().log_text(self._run_id, "".join(traceback.format_exception(error)), "traceback.txt")
+        self._log_error(error)
         pipeline = _pipeline_tags(run_params)["kedro.pipeline"]
         event = {"event": "run failed", "pipeline": pipeline, "error": one_line(error), "mlflow_run": self._run_id}
         alert(build(AlertConfig, self._alerts, "alerts"), event)
@@ -125,7 +134,14 @@ class ProjectHooks:
         """Say where the run can be seen."""
         if self._run_id is not None:
             logger.info("MLflow run %s in %s; `make ui` opens it", self._run_id, mlflow.get_tracking_uri())
+        if self._is_shared:
+            mlflow.end_run()  # kedro-mlflow leaves a run open that it did not begin
         self._end()
+
+    def _log_error(self, error: Exception) -> None:
+        if self._run_id is not None:
+            _set_tags(self._run_id, {"error": one_line(error)})
+            MlflowClient().log_text(self._run_id, "".join(traceback.format_exception(error)), "traceback.txt")
 
     def _report(self, name: str, status: str) -> float:
         seconds = time.perf_counter() - self._started[name]
@@ -162,7 +178,7 @@ class ProjectHooks:
         logger.info("interrupted: MLflow run %s is marked as KILLED; the same command goes on from here", run_id)
 
     def _end(self) -> None:
-        self._run_id = None
+        self._run_id, self._is_shared = None, False
         self._started.clear()
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)
@@ -239,7 +255,7 @@ def _set_tags(run_id: str, tags: dict[str, str]) -> None:
 
 
 def _pipeline_tags(run_params: dict[str, Any]) -> dict[str, str]:
-    names = run_params.get("pipeline_names") or ["__default__"]
+    names = run_params.get("pipeline_names") or [run_params.get("pipeline_name") or "__default__"]
     return {"kedro.env": str(run_params["env"] or "local"), "kedro.pipeline": "+".join(names)}
 
 

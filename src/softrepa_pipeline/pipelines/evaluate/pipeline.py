@@ -16,4 +16,6 @@ def create_pipeline() -> Pipeline:
         "params:folders",
         "params:runner",
     ]
-    return render_world_node() + pipeline([node(evaluate_tokens, inputs, "evaluation", name="evaluate_tokens")])
+    return render_world_node() + pipeline(
+        [node(evaluate_tokens, inputs, "evaluation", name="evaluate_tokens", namespace="evaluate")]
+    )

@@ -18,4 +18,4 @@ def create_pipeline() -> Pipeline:
         "params:cache",
         "params:force",
     ]
-    return pipeline([node(fit_tokens, inputs, "soft_tokens", name="fit_tokens")])
+    return pipeline([node(fit_tokens, inputs, "soft_tokens", name="fit_tokens", namespace="fit")])

@@ -7,11 +7,12 @@ from softrepa_pipeline.pipelines.ingest.nodes import ingest_pairs, render_world
 
 def render_world_node() -> Pipeline:
     """The embedded world alone: evaluation needs its prompts as well."""
-    return pipeline(
-        [node(render_world, ["params:world", "params:folders.world", "params:force"], "world", name="render_world")]
-    )
+    inputs = ["params:world", "params:folders.world", "params:force"]
+    return pipeline([node(render_world, inputs, "world", name="render_world", namespace="ingest")])
 
 
 def create_pipeline() -> Pipeline:
     inputs = ["params:source", "params:ingest", "params:runner", "params:folders.pairs", "world", "params:force"]
-    return render_world_node() + pipeline([node(ingest_pairs, inputs, "pairs", name="ingest_pairs")])
+    return render_world_node() + pipeline(
+        [node(ingest_pairs, inputs, "pairs", name="ingest_pairs", namespace="ingest")]
+    )

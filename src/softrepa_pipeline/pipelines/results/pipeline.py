@@ -20,4 +20,4 @@ def create_pipeline() -> Pipeline:
         "params:cache",
         "params:force",
     ]
-    return pipeline([node(measure_results, inputs, "results", name="measure_results")])
+    return pipeline([node(measure_results, inputs, "results", name="measure_results", namespace="evaluate")])

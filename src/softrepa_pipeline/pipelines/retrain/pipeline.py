@@ -48,7 +48,7 @@ def create_pipeline() -> Pipeline:
     return render_world_node() + pipeline(
         [
             node(take_lock, "params:folders", "lock", name="take_lock"),
-            node(ingest_alone, ingest, "pairs", name="ingest_pairs"),
+            node(ingest_alone, ingest, "pairs", name="ingest_pairs", namespace="ingest"),
             node(find_news, ["pairs", "params:retrain", "params:folders"], "news", name="find_news"),
             node(train_challenger, train, "challenger", name="train_challenger"),
             node(judge_challenger, judge, "verdict", name="judge_challenger"),
