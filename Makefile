@@ -42,7 +42,8 @@ bench: .venv/.ok  ## speed and memory, side by side, into benchmarks/results.jso
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py
 
 docs: .venv/.ok  ## the documentation site: build/site/index.html (`make test` checks README's commands, the site and the notebooks)
-	$(BIN)/mkdocs build
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 clean:  ## remove the caches and what the pipeline wrote (data/01_raw, committed data, .venv and MLflow's store stay)
 	@for folder in $(wildcard data/0[2-8]_*); do git clean -fdXq "$$folder"; done

@@ -17,6 +17,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for notebook in sorted((root / _FOLDER).glob("*.ipynb")):
         figures = {"output_files_dir": notebook.stem, "unique_key": notebook.stem}
         page, resources = MarkdownExporter().from_filename(str(notebook), resources=figures)
+        page = page.replace("](../docs/", "](../")  # as the links stand in the repository
         files.append(File.generated(config, f"{_FOLDER}/{notebook.stem}.md", content=page))
         for name, content in resources["outputs"].items():
             files.append(File.generated(config, f"{_FOLDER}/{name}", content=content))
