@@ -1,7 +1,7 @@
 """What `softrepa plan` says of the real models: the table of docs/real-models.md, on any machine, without weights.
 
-The denoisers are those of full_size.py; text encoders and autoencoders have the public configurations. Only vocabularies
-are the embedded ones, which changes no length: captions are padded to 77 tokens of CLIP and `max_sequence_length` of T5.
+The denoisers are those of full_size.py; text encoders and autoencoders have the public configurations. Only
+vocabularies are the embedded ones: captions are padded to 77 tokens of CLIP and `max_sequence_length` of T5 anyhow.
 
     python benchmarks/plans.py
 """

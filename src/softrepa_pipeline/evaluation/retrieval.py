@@ -86,6 +86,6 @@ def is_own_lowest(errors: Float[Tensor, "images captions *levels"]) -> Bool[Tens
 
 
 def retrieval_hits(backbone: Backbone, images: np.ndarray, captions: list[list[str]], seed: int) -> np.ndarray:
-    """Whether an image's own caption, `captions[i][0]`, has its lowest error (images,), meaned over four noise levels."""
+    """Whether an image's own caption, `captions[i][0]`, has its lowest error (images,), the mean of four levels."""
     errors = caption_errors(backbone, encode_candidates(backbone, images, captions, _LEVELS, seed))
     return is_own_lowest(errors.mean(dim=2)).numpy()
