@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from softrepa_pipeline.pipelines import edit, evaluate, fit, ingest, mine, overhead, pretrain, results, retrain
+from softrepa_pipeline.pipelines import ablate, edit, evaluate, fit, ingest, mine, overhead, pretrain, results, retrain
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -20,6 +20,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         **stages,
         "train": train,
         "results": stages["ingest"] + stages["mine"] + results.create_pipeline(),
+        "ablate": stages["ingest"] + stages["mine"] + ablate.create_pipeline(),
         "retrain": retrain.create_pipeline(),
         "rollback": retrain.create_rollback(),
         "edit": edit.create_pipeline(),

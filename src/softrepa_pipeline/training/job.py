@@ -141,8 +141,8 @@ def run_job(file: Path) -> None:
         backbone = load_backbone(model)
         if job.execution.compile:
             cast(Any, backbone.denoiser).compile_repeated_blocks()
-        mirrored_of = _latents_of(job, job.mirrored) if job.mirrored else None
-        data = TrainingSet.read(_latents_of(job, job.latents), Path(job.negatives), mirrored_of)
+        mirrored_of = latents_of(job, job.mirrored) if job.mirrored else None
+        data = TrainingSet.read(latents_of(job, job.latents), Path(job.negatives), mirrored_of)
         if job.texts is not None and are_kept(backbone, job.execution):
             captions = data.drawn_captions(job.fit)
             data = replace(data, texts=keep_texts(backbone, model, captions, job.texts, group))
@@ -154,7 +154,8 @@ def run_job(file: Path) -> None:
             save_soft_tokens(tokens, job.tokens_file, job.metadata)
 
 
-def _latents_of(job: Job, folders: tuple[str, ...]) -> LatentsOf:
+def latents_of(job: Job, folders: tuple[str, ...]) -> LatentsOf:
+    """The latents in a job's folders, of which there are several with `fit.aspect_ratio_buckets`."""
     stores = [TensorStore(Path(folder)) for folder in folders]
     return stores[0].rows if job.buckets is None else partial(latents_by_bucket, stores, Path(job.buckets))
 

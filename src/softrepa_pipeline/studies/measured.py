@@ -1,0 +1,64 @@
+"""What was measured of a study's points, kept in the repository: points that stand there are not measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from softrepa_pipeline.config import build
+from softrepa_pipeline.stage import write_json
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point: its settings by digest, what training it took, and its summaries (`outcome`).
+
+    `expected_decrease` is what its untrained tokens promised (`training.first_step`). `screen` is of one training on
+    validation prompts, `confirmed` of several on test prompts.
+    """
+
+    digest: str
+    date: str
+    num_pairs: int
+    num_parameters: int
+    seconds: float
+    expected_decrease: float
+    screen: dict[str, Any]
+    confirmed: dict[str, Any] | None = None
+
+    def with_confirmed(self, outcome: dict[str, Any]) -> Measured:
+        return replace(self, confirmed=outcome)
+
+
+def outcome(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an evaluation's summary that a study tells; differences are soft − base, with their intervals."""
+    tasks, measures = summary["delta"]["tasks"], summary["measures"]
+    return {
+        "num_prompts": summary["num_prompts"],
+        "num_trainings": summary["num_trainings"],
+        "base": summary["base"]["overall"],
+        "gain": summary["delta"]["overall"],
+        "tasks": tasks,
+        "repetition": measures["repetition_index"]["delta"],
+        "retrieval": measures["denoising_retrieval"]["delta"],
+        "distances": {name: own["soft"] - own["base"] for name, own in summary["sets"].items() if "soft" in own},
+        "guidance": summary["guidance"],
+    }
+
+
+def read_measured(file: Path) -> dict[str, Measured]:
+    """By label, in the order of measuring; nothing where there is no file yet.
+
+    Raises:
+        ValueError: the file is not such a record.
+    """
+    if not file.is_file():
+        return {}
+    return {label: build(Measured, own, f"{file}: {label}") for label, own in json.loads(file.read_text()).items()}
+
+
+def write_measured(file: Path, measured: Mapping[str, Measured]) -> None:
+    write_json(file, {label: asdict(own) for label, own in measured.items()})

@@ -1,0 +1,53 @@
+"""A question, and the settings whose comparison answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from softrepa_pipeline.config import build
+from softrepa_pipeline.studies.data import DataChange
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one point of a study changes; everything else is as the family's own settings have it.
+
+    `fit`, `mine` and `sampling` are changes to those settings, `data` to the embedded world's training pairs;
+    `strength` is the tokens' while images are drawn.
+    """
+
+    fit: dict[str, Any] = field(default_factory=dict)
+    mine: dict[str, Any] = field(default_factory=dict)
+    data: DataChange | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and its points by label. The `references` are confirmed whatever the screening makes of them."""
+
+    name: str
+    question: str
+    references: tuple[str, ...]
+    points: dict[str, Point]
+
+
+def read_study(name: str, studies: Mapping[str, Any], family: str) -> Study:
+    """A study as the configuration has it: `points` of all families, then those of this one (`family_points`).
+
+    Raises:
+        ValueError: there is no such study, it says something unknown, or a reference is not one of its points.
+    """
+    if name not in studies:
+        raise ValueError(f"no study {name!r}; --params study= one of {', '.join(studies)}")
+    written = dict(studies[name])
+    labelled = {**written.pop("points", {}), **written.pop("family_points", {}).get(family, {})}
+    points = {label: build(Point, own or {}, f"studies.{name}.{label}") for label, own in labelled.items()}
+    study = build(Study, {**written, "name": name, "points": points}, f"studies.{name}")
+    for label in study.references:
+        if label not in points:
+            raise ValueError(f"studies.{name}.references names {label!r}, which is none of its points for {family}")
+    return study

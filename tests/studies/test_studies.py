@@ -1,0 +1,122 @@
+"""What studies are made of: their points, variants of the data, the page."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scene_truth import is_true_of
+
+from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
+from softrepa_pipeline.shapes.verifier import Sight, look
+from softrepa_pipeline.studies import DataChange, Measured, Point, read_study, write_page, write_variant
+from softrepa_pipeline.studies.data import POISONS
+from softrepa_pipeline.studies.page import READING
+
+STUDIES = {
+    "small": {
+        "question": "Which?",
+        "references": ["default"],
+        "points": {"default": None, "fewer": {"fit": {"num_tokens": 1}}},
+        "family_points": {"sd3": {"first": {"fit": {"layers": [0]}}}, "sdxl": {"down": {"fit": {"layers": ["down"]}}}},
+    }
+}
+INTERVAL = {"mean": 0.05, "low": 0.01, "high": 0.09, "p": 0.01}
+OUTCOME: dict[str, Any] = {
+    "gain": INTERVAL,
+    "tasks": {"counting": INTERVAL},
+    "repetition": INTERVAL,
+    "distances": {"cmmd": -0.1},
+    "guidance": {"soft": [2.0, 2.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(WorldConfig(train_images=200, validation_prompts_per_task=1, test_prompts_per_task=1), folder)
+    return folder / "train/pairs.parquet"
+
+
+def test_a_study_has_the_points_of_all_families_and_its_own() -> None:
+    assert list(read_study("small", STUDIES, "sd3").points) == ["default", "fewer", "first"]
+    study = read_study("small", STUDIES, "sdxl")
+    assert study.points["default"] == Point()
+    assert study.points["down"].fit == {"layers": ["down"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"references": ["other"]}, "references names 'other'"),
+        ({"points": {"default": {"fitt": {}}}}, r"studies\.small\.default\.fitt"),
+        ({"points": {"default": {"data": {"poison": "arsenic"}}}}, "data.poison must be one of"),
+        ({"points": {"default": {"data": {"poison": "flooded", "share": 2.0}}}}, "data.share"),
+    ],
+)
+def test_a_study_that_says_something_wrong_is_told(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_study("small", {"small": {**STUDIES["small"], **change}}, "sd3")
+
+
+def test_an_unknown_study_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no study 'big'.*small"):
+        read_study("big", STUDIES, "sd3")
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_poison_makes_captions_false_of_their_images_and_leaves_the_others(
+    pairs: Path, tmp_path: Path, poison: str
+) -> None:
+    share = 0.5
+    write_variant(pairs, DataChange(poison=poison, share=share), tmp_path / "pairs.parquet")
+    before, after = (pq.read_table(file).to_pylist() for file in (pairs, tmp_path / "pairs.parquet"))
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old["captions"] != new["captions"]]
+    assert all(old["image"] == new["image"] for old, new in zip(before, after, strict=True))
+    assert 0 < len(changed) <= share * len(before)
+    if poison == "recoloured":
+        assert all("red" in " ".join(old["captions"]) for old, _ in changed)
+        assert not any("red" in " ".join(new["captions"]).split() for _, new in changed)
+    else:
+        assert len(changed) > 0.8 * share * len(before)
+    false = [not is_true_of(new["captions"][0], _scene(old)) for old, new in changed]
+    assert np.mean(false) > 0.9, Counter(new["captions"][0] for _, new in changed).most_common(3)
+
+
+def _scene(row: dict[str, Any]) -> Sight:
+    return look(np.asarray(Image.open(io.BytesIO(row["image"]))))
+
+
+def test_fewer_images_are_the_first(pairs: Path, tmp_path: Path) -> None:
+    write_variant(pairs, DataChange(images=10), tmp_path / "pairs.parquet")
+    kept = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    whole = pq.read_table(pairs, columns=["image", "captions"]).to_pylist()
+    assert kept == whole[:10]
+
+
+def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) -> None:
+    point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
+    measured = {
+        "default": point.with_confirmed({**OUTCOME, "gain": {**INTERVAL, "mean": 0.031}}),
+        "fewer": replace(point, expected_decrease=0.001),
+        "first": replace(point, expected_decrease=0.003, screen={**OUTCOME, "gain": {**INTERVAL, "mean": 0.06}}),
+    }
+    study = read_study("small", STUDIES, "sd3")
+    page = write_page(study, {"sd3": measured}, tmp_path)
+    text = page.read_text()
+    assert "| default | 3072 | 16 k | 2.1 | +5.0 [+1.0, +9.0] | +3.1 [+1.0, +9.0] |" in text
+    assert "over these 3 settings" in text
+    assert "<svg" in (tmp_path / "small_sd3.svg").read_text()
+    figure = (tmp_path / "small_sd3.svg").read_bytes()
+    page.write_text(text.partition(READING)[0] + f"{READING}\n\nIt helps.\n")
+    again = write_page(study, {"sd3": measured}, tmp_path).read_text()
+    assert again.endswith("It helps.\n")
+    assert again.partition(READING)[0] == text.partition(READING)[0]
+    assert (tmp_path / "small_sd3.svg").read_bytes() == figure
