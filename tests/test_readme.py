@@ -1,21 +1,28 @@
-"""What README promises exists."""
+"""What README and the site's pages promise exists."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
+from softrepa_pipeline.commands import main
 from softrepa_pipeline.pipeline_registry import register_pipelines
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/LOG.md"})
 
 
-def test_make_targets_pipelines_and_environments_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_make_targets_pipelines_environments_and_commands_exist(page: Path) -> None:
+    text = page.read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)) <= targets
-    assert set(re.findall(r"--pipeline (\w+)", README)) <= set(register_pipelines())
-    for environment in re.findall(r"--env (\w+)", README):
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    assert set(re.findall(r"--pipelines? (\w+)", text)) <= set(register_pipelines())
+    assert set(re.findall(r"\bsoftrepa ([a-z]+)", text)) <= set(main.commands)
+    for environment in re.findall(r"--env (\w+)", text):
         assert (ROOT / "conf" / environment).is_dir()
 
 

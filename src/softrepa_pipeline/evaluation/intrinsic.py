@@ -58,7 +58,7 @@ def measure_by_depth(
 ) -> DepthMeasures:
     """Tokens in only the first k of their layers, for every k, on images (images, height, width, 3), uint8.
 
-    captions[i][0] is image i's own. All see the same noise. See `level_measures` for the numbers.
+    `captions[i][0]` is image i's own. All see the same noise. See `level_measures` for the numbers.
     """
     candidates = encode_candidates(backbone, images, captions, LEVELS, seed)
     prefixes = first_layers(tokens, backbone.sites(tokens.config.layers))

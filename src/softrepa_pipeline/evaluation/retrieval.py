@@ -52,7 +52,7 @@ def draw_distractors(images: np.ndarray, prompts: list[Prompt], count: int, seed
 def encode_candidates(
     backbone: Backbone, images: np.ndarray, captions: list[list[str]], levels: Sequence[float], seed: int
 ) -> list[Candidates]:
-    """Encode images (images, height, width, 3), uint8, and each one's captions, of which captions[i][0] is its own.
+    """Encode images (images, height, width, 3), uint8, and each one's captions, of which `captions[i][0]` is its own.
 
     `levels` are shares of the schedule, in (0, 1). There is one noise an image and level, the same for all captions.
     """
@@ -86,6 +86,6 @@ def is_own_lowest(errors: Float[Tensor, "images captions *levels"]) -> Bool[Tens
 
 
 def retrieval_hits(backbone: Backbone, images: np.ndarray, captions: list[list[str]], seed: int) -> np.ndarray:
-    """Whether an image's own caption, captions[i][0], has its lowest error (images,), meaned over four noise levels."""
+    """Whether an image's own caption, `captions[i][0]`, has its lowest error (images,), the mean of four levels."""
     errors = caption_errors(backbone, encode_candidates(backbone, images, captions, _LEVELS, seed))
     return is_own_lowest(errors.mean(dim=2)).numpy()
