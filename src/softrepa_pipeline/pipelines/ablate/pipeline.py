@@ -6,4 +6,6 @@ from softrepa_pipeline.pipelines.ablate.nodes import run_study
 
 
 def create_pipeline() -> Pipeline:
-    return pipeline([node(run_study, ["pairs", "negatives", "world", "parameters"], "study", name="run_study")])
+    return pipeline(
+        [node(run_study, ["pairs", "negatives", "world", "parameters"], "study", name="run_study", namespace="ablate")]
+    )
