@@ -21,9 +21,10 @@ _NOISE = ("register_new_resolver() is deprecated", "Add type hints to the", "Opt
 
 
 def prepare() -> None:
-    """Name the MLflow store, switch telemetry off and drop the warnings of `_NOISE`."""
+    """Name the MLflow store, have it watch the machine, switch telemetry off and drop the warnings of `_NOISE`."""
     # A relative SQLite address would follow the working directory, and MLflow 3 refuses the file store.
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{ROOT / 'mlflow.db'}")
+    os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     keep_quiet()
     # MLflow resets the filters of `warnings`, so these are dropped where they would be shown.
     logging.captureWarnings(True)
