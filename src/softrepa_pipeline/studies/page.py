@@ -19,7 +19,8 @@ from softrepa_pipeline.studies.measured import Measured
 from softrepa_pipeline.studies.study import Study
 
 READING = "## Reading"
-_COLORS = {"screen": "#9aa5b1", "confirmed": "#1a66c2"}
+# Of a point's outcomes: label, colour, and how far its dot is above the point's place.
+_STAGES = {"screen": ("screened", "#9aa5b1", 0.14), "confirmed": ("confirmed", "#1a66c2", -0.14)}
 _PANELS = (("gain", "alignment (points)"), ("counting", "counting (points)"))
 
 
@@ -77,11 +78,11 @@ def _figure(measured: Mapping[str, Measured]) -> Figure:
     labels = list(measured)
     for axes, (name, title) in zip(figure.subplots(1, 2, sharey=True), _PANELS, strict=True):
         axes.axvline(0, color="#d0d4d9", linewidth=1)
-        for stage, offset in (("screen", 0.14), ("confirmed", -0.14)):
+        for stage, (label, color, offset) in _STAGES.items():
             outcomes = [(place, getattr(own, stage)) for place, own in enumerate(measured.values())]
             deltas = [(place - offset, _delta(own, name)) for place, own in outcomes if own is not None]
             if deltas:
-                _dots(axes, deltas, _COLORS[stage], stage)
+                _dots(axes, deltas, color, label)
         axes.set_xlabel(title)
         axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_yticks(range(len(labels)), labels)

@@ -58,14 +58,13 @@ def run_study(
             measured[label] = known[label]
         else:
             measured[label] = _screen(study, label, laboratory, config, digest)
-            write_measured(file, {**known, **measured})
+            _write(study, {**known, **measured}, file)
     for label in _finalists(study, measured, config.num_finalists) if config.confirm else []:
         if measured[label].confirmed is None:
             confirmed = _confirm(study, label, laboratory, config)
             measured[label] = measured[label].with_confirmed(confirmed)
-            write_measured(file, measured)
-    write_measured(file, measured)
-    page = write_page(study, _all_families(study, folder), folder)
+            _write(study, measured, file)
+    page = _write(study, measured, file)
     tracking.log_artifact(page, "study")
     logger.info("study: %s", page)
     return {"study": study.name, "family": family, "page": str(page), "measured": str(file)}
@@ -112,9 +111,12 @@ def _finalists(study: Study, measured: Mapping[str, Measured], count: int) -> li
     return [*study.references, *ranked[:count]]
 
 
-def _all_families(study: Study, folder: Path) -> dict[str, dict[str, Measured]]:
-    stored = sorted((folder / "measured").glob(f"{study.name}_*.json"))
-    return {file.stem.removeprefix(f"{study.name}_"): read_measured(file) for file in stored}
+def _write(study: Study, measured: Mapping[str, Measured], file: Path) -> Path:
+    """Keep what was measured, and tell it with what other families' records hold; returns the page."""
+    write_measured(file, measured)
+    stored = sorted(file.parent.glob(f"{study.name}_*.json"))
+    families = {own.stem.removeprefix(f"{study.name}_"): read_measured(own) for own in stored}
+    return write_page(study, families, file.parents[1])
 
 
 def _flat(point: Point) -> dict[str, object]:
