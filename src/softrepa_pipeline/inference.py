@@ -23,18 +23,23 @@ SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "euler"
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How images are drawn; `seeds_per_prompt` images a prompt, by a scheduler of SCHEDULERS or the base's own."""
+    """How images are drawn; `seeds_per_prompt` images a prompt, by a scheduler of SCHEDULERS or the base's own.
+
+    `resolution` is the images' side in pixels, null the base's own.
+    """
 
     num_inference_steps: int
     batch_size: int
     seeds_per_prompt: int = 1
     seed: int = 0
     scheduler: str | None = None
+    resolution: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_inference_steps", "batch_size", "seeds_per_prompt"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sampling.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("num_inference_steps", "batch_size", "seeds_per_prompt", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"sampling.{name} must be at least 1, not {value}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             names = ", ".join(SCHEDULERS)
             raise ValueError(f"sampling.scheduler must be null or one of {names}, not {self.scheduler!r}")
@@ -95,6 +100,8 @@ def draw_batch(
     options = {"guidance_scale": guidance, "num_inference_steps": config.num_inference_steps, **backbone.call_options}
     if negative_prompt is not None:
         options["negative_prompt"] = [negative_prompt] * len(work)
+    if config.resolution is not None:
+        options |= {"height": config.resolution, "width": config.resolution}
     with _scheduled(backbone.pipeline, config.scheduler):
         output = backbone.pipeline(
             prompt=[prompt for prompt, _ in work],

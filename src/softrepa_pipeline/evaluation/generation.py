@@ -22,6 +22,8 @@ from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import source_digest
 
 _NOT_IN_THE_IMAGE = ("batch_size", "seeds_per_prompt", "device", "local_files_only", "licence")
+# Newer than images that are kept, whose names must stay.
+_NAMED_WHERE_SET = ("resolution",)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _without(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _without(value) if isinstance(value, dict) else value
         for name, value in values.items()
-        if name not in _NOT_IN_THE_IMAGE
+        if name not in _NOT_IN_THE_IMAGE and not (name in _NAMED_WHERE_SET and value is None)
     }
 
 

@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> dict[str, Any]
         max_restarts=0,
     )
     elastic_launch(launch, _denoiser_process)(config, str(work))
-    start = _load(config.family, config.start_from)
+    start = read_folder(config.family, config.start_from)
     modules = FAMILIES[config.family].modules(start)
     modules.load_state_dict(load_file(work / "denoiser.safetensors"))
     write_folder(config.family, modules, start.vae, start.tokenizer, output / config.family)
@@ -124,7 +124,7 @@ def _start_from_teacher(config: PretrainConfig, folder: Path) -> None:
     """Write a folder whose UNet knows nothing yet, beside the teacher's autoencoder and text encoders."""
     if (folder / "model_index.json").is_file():
         return
-    teacher = _load("sd3", config.teacher)
+    teacher = read_folder("sd3", config.teacher)
     torch.manual_seed(config.denoiser.seed)
     if config.family == "sd15":
         clip = CLIPModel.from_pretrained(config.clip_folder, dtype=torch.float32, local_files_only=True)
@@ -165,7 +165,8 @@ def _pretrain_clip(config: PretrainConfig, tokenizer: CLIPTokenizer, pool: Pool,
     processor.save_pretrained(output)
 
 
-def _load(family: str, folder: str | None) -> DiffusionPipeline:
+def read_folder(family: str, folder: str | None) -> DiffusionPipeline:
+    """The family's stock pipeline of a folder, in single precision; an SD3 without T5."""
     absent = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
     return FAMILIES[family].pipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **absent)
 
@@ -175,7 +176,7 @@ def _denoiser_process(config: PretrainConfig, work_folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     family, rank, work = FAMILIES[config.family], int(os.environ["RANK"]), Path(work_folder)
-    start = _load(config.family, config.start_from)
+    start = read_folder(config.family, config.start_from)
     pool = _encoded_pool(config, start, work / f"pool-{rank}.safetensors", seed=200 + rank)
     modules = family.modules(start)
     modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
@@ -192,7 +193,7 @@ def _denoiser_process(config: PretrainConfig, work_folder: str) -> None:
 def _teacher(config: PretrainConfig) -> Teacher | None:
     if config.teacher is None:
         return None
-    pipeline = _load("sd3", config.teacher)
+    pipeline = read_folder("sd3", config.teacher)
     modules = FAMILIES["sd3"].modules(pipeline).eval().requires_grad_(False)
     return Teacher(modules, pipeline.vae.config.shift_factor * pipeline.vae.config.scaling_factor)
 

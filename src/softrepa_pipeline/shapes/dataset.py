@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from tqdm import tqdm
 
 from softrepa_pipeline.shapes.captions import CaptionedScene, draw_captioned, word
 from softrepa_pipeline.shapes.claims import TASKS, Claim, ObjectClaim
-from softrepa_pipeline.shapes.scene import Split, render
+from softrepa_pipeline.shapes.renderers import RENDERERS
+from softrepa_pipeline.shapes.scene import Scene, Split
+from softrepa_pipeline.shapes.wordings import MAX_WORDS, WORDINGS
 
 _MAX_DRAWS = 200
 
@@ -27,7 +30,8 @@ class WorldConfig:
     """How many images each split gets; every evaluation image comes with a prompt that no other one has.
 
     `captions_per_image` paraphrases are written for a training image. `prompts_per_task` is the most that a task gets;
-    tasks with few distinct prompts get fewer.
+    tasks with few distinct prompts get fewer. A `renderer` of RENDERERS draws all images; the prompts are put in a
+    `wording` of WORDINGS, and speak of held-out combinations or, without `held_out`, of those that training has too.
     """
 
     train_images: int
@@ -35,6 +39,14 @@ class WorldConfig:
     test_prompts_per_task: int
     captions_per_image: int = 3
     seed: int = 0
+    renderer: str = "plain"
+    wording: str = "plain"
+    held_out: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("renderer", RENDERERS), ("wording", WORDINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"world.{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -49,15 +61,16 @@ def write_world(config: WorldConfig, folder: Path) -> dict[str, Any]:
     """Render all splits to `folder/<split>/pairs.parquet`; returns their sizes and digests."""
     train = _draw_train(config)
     counts = {"train": len(train)}
-    digests = {"train": _write(folder / "train", train)}
+    draw = RENDERERS[config.renderer]
+    digests = {"train": _write(folder / "train", train, draw)}
     seen = {caption for item in train for caption in item[1]}
     splits: dict[Split, int] = {
         "validation": config.validation_prompts_per_task,
         "test": config.test_prompts_per_task,
     }
     for split, per_task in splits.items():
-        items = _draw_prompts(split, per_task, config.seed, seen)
-        counts[split], digests[split] = len(items), _write(folder / split, items)
+        items = _draw_prompts(split, per_task, config, seen)
+        counts[split], digests[split] = len(items), _write(folder / split, items, draw)
         seen |= {caption for item in items for caption in item[1]}
     return {"folder": str(folder), "num_images": counts, "digests": digests}
 
@@ -72,26 +85,31 @@ def _draw_train(config: WorldConfig) -> list[tuple[CaptionedScene, list[str]]]:
     return items
 
 
-def _draw_prompts(split: Split, per_task: int, seed: int, seen: set[str]) -> list[tuple[CaptionedScene, list[str]]]:
-    rng = np.random.default_rng([seed, {"validation": 1, "test": 2}[split]])
+def _draw_prompts(
+    split: Split, per_task: int, config: WorldConfig, seen: set[str]
+) -> list[tuple[CaptionedScene, list[str]]]:
+    rng = np.random.default_rng([config.seed, {"validation": 1, "test": 2}[split]])
+    reworded, of_split = WORDINGS[config.wording], split if config.held_out else "train"
     items: list[tuple[CaptionedScene, list[str]]] = []
     for task in TASKS:
         found: dict[str, CaptionedScene] = {}
         for _ in range(per_task * _MAX_DRAWS // 10):
             if len(found) == per_task:
                 break
-            item = draw_captioned(split, 0.0, rng, task)
+            item = reworded(draw_captioned(of_split, 0.0, rng, task), rng)
+            if item is None or item.claim.split != of_split or len(item.caption.split()) > MAX_WORDS:
+                continue
             if item.caption not in seen:
                 found.setdefault(item.caption, item)
         items += [(item, [caption]) for caption, item in found.items()]
     return items
 
 
-def _write(folder: Path, items: list[tuple[CaptionedScene, list[str]]]) -> str:
+def _write(folder: Path, items: list[tuple[CaptionedScene, list[str]]], draw: Callable[[Scene], np.ndarray]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {
-            "image": [_png(render(item.scene)) for item, _ in items],
+            "image": [_png(draw(item.scene)) for item, _ in items],
             "captions": [captions for _, captions in items],
             "claim": [json.dumps(asdict(item.claim)) for item, _ in items],
         }

@@ -173,17 +173,16 @@ class Teacher:
         return noised.sample - level * velocity + self.offset, noised.sample + (1 - level) * velocity
 
 
-def train_denoiser(
+def denoising_loss(
     family: Family,
     modules: nn.ModuleDict,
     latents: Tensor,
     tokens: Tensor,
     null_tokens: Tensor,
     settings: LoopSettings,
-    state_file: Path,
     teacher: Teacher | None = None,
-) -> None:
-    """Train denoiser and text encoders together by the family's own prediction target.
+) -> Callable[[int], Tensor]:
+    """The loss of a step: the family's own prediction target, for images and captions drawn by the step's number.
 
     A tenth of the captions is dropped for guidance; the share of noise is logit-normal with its mass towards noise,
     where the image's content is decided. With a teacher its expectation is the target instead of the drawn image and
@@ -195,8 +194,7 @@ def train_denoiser(
         size = settings.batch_size
         rows = torch.randint(len(latents), (size,), generator=generator)
         clean = latents[rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        share = torch.sigmoid(0.5 + 1.2 * torch.randn(size, generator=generator)).clamp(*family.noise_range)
+        noise, share = draw_noise(family, clean, generator)
         dropped = torch.rand(size, generator=generator) < 0.1
         captions = torch.where(dropped[:, None], null_tokens, tokens[rows])
         noised = family.noise(clean, noise, share)
@@ -207,5 +205,27 @@ def train_denoiser(
         prediction = family.predict(modules[family.denoiser], noised.sample, noised.timestep, text)
         return F.mse_loss(prediction, target)
 
+    return loss_of_step
+
+
+def draw_noise(family: Family, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise like `clean` (images, channels, height, width), and its share (images,), within the family's schedule."""
+    noise = torch.randn(clean.shape, generator=generator)
+    share = torch.sigmoid(0.5 + 1.2 * torch.randn(len(clean), generator=generator))
+    return noise, share.clamp(*family.noise_range)
+
+
+def train_denoiser(
+    family: Family,
+    modules: nn.ModuleDict,
+    latents: Tensor,
+    tokens: Tensor,
+    null_tokens: Tensor,
+    settings: LoopSettings,
+    state_file: Path,
+    teacher: Teacher | None = None,
+) -> None:
+    """Train denoiser and text encoders together on the `denoising_loss`."""
+    loss = denoising_loss(family, modules, latents, tokens, null_tokens, settings, teacher)
     optimizers = muon_and_adamw(modules, settings)
-    run_loop(modules, loss_of_step, settings, state_file, "denoiser", optimizers, ema_decay=0.9995)
+    run_loop(modules, loss, settings, state_file, "denoiser", optimizers, ema_decay=0.9995)

@@ -106,6 +106,12 @@ def draw_shape(
 
 def render(scene: Scene) -> np.ndarray:
     """Draw a scene with anti-aliased edges; returns uint8 (32, 32, 3)."""
+    colors, coverage = objects_of(scene)
+    return over(colors, coverage, ground_of(scene))
+
+
+def objects_of(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The objects alone: their colours (32, 32, 3) in [0, 255], and how much of each pixel they cover (32, 32, 1)."""
     scale, side = _SUPERSAMPLING, IMAGE_SIZE * _SUPERSAMPLING
     canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     draw = ImageDraw.Draw(canvas)
@@ -113,11 +119,19 @@ def render(scene: Scene) -> np.ndarray:
         center = (thing.x * scale, thing.y * scale)
         draw_shape(draw, thing.shape, center, thing.extent * scale, (*COLORS[thing.color], 255))
     layer = np.asarray(canvas.reduce(scale), dtype=np.float32)
-    coverage = layer[..., 3:] / 255
-    rows = np.linspace(-0.5, 0.5, IMAGE_SIZE, dtype=np.float32)[:, None, None]
-    ground = np.clip(scene.shade + scene.gradient * rows, 0, 255)
     # Pillow's reduce averages premultiplied RGBA and divides again, so the colours are straight.
-    return np.clip(np.rint(layer[..., :3] * coverage + ground * (1 - coverage)), 0, 255).astype(np.uint8)
+    return layer[..., :3], layer[..., 3:] / 255
+
+
+def ground_of(scene: Scene) -> np.ndarray:
+    """The background's grey (32, 1, 1), lighter or darker towards the bottom."""
+    rows = np.linspace(-0.5, 0.5, IMAGE_SIZE, dtype=np.float32)[:, None, None]
+    return np.clip(scene.shade + scene.gradient * rows, 0, 255)
+
+
+def over(colors: np.ndarray, coverage: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Objects on their background, uint8 (32, 32, 3)."""
+    return np.clip(np.rint(colors * coverage + ground * (1 - coverage)), 0, 255).astype(np.uint8)
 
 
 def place(

@@ -12,7 +12,7 @@ from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
 from softrepa_pipeline.stage import Stage, run_stage, source_digest
 
-_WORLD_CODE = ("shapes/dataset", "shapes/captions", "shapes/claims", "shapes/scene")
+_WORLD_CODE = tuple(f"shapes/{name}" for name in ("dataset", "captions", "claims", "scene", "renderers", "wordings"))
 
 
 def render_world(parameters: dict[str, Any], folder: str, force: bool) -> dict[str, Any]:
