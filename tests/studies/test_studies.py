@@ -31,7 +31,8 @@ STUDIES = {
 INTERVAL = {"mean": 0.05, "low": 0.01, "high": 0.09, "p": 0.01}
 OUTCOME: dict[str, Any] = {
     "gain": INTERVAL,
-    "tasks": {"counting": INTERVAL},
+    "tasks": {"counting": INTERVAL, "two_object": {**INTERVAL, "mean": 0.02}},
+    "retrieval": {**INTERVAL, "mean": -0.04, "low": -0.07, "high": 0.02},
     "repetition": INTERVAL,
     "distances": {"cmmd": -0.1},
     "guidance": {"soft": [2.0, 2.0]},
@@ -59,6 +60,9 @@ def test_a_study_has_the_points_of_all_families_and_its_own() -> None:
         ({"points": {"default": {"fitt": {}}}}, r"studies\.small\.default\.fitt"),
         ({"points": {"default": {"data": {"poison": "arsenic"}}}}, "data.poison must be one of"),
         ({"points": {"default": {"data": {"poison": "flooded", "share": 2.0}}}}, "data.share"),
+        ({"points": {"default": {"data": {"renderer": "oil"}}}}, "data.renderer must be one of plain, textured"),
+        ({"points": {"default": {"base": {"kind": "whole"}}}}, "base.kind must be one of full, lora, dpo"),
+        ({"points": {"default": {"anew": True}}}, "anew trains on a fine-tuned copy"),
     ],
 )
 def test_a_study_that_says_something_wrong_is_told(change: dict[str, Any], message: str) -> None:
@@ -111,7 +115,9 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     study = read_study("small", STUDIES, "sd3")
     page = write_page(study, {"sd3": measured}, tmp_path)
     text = page.read_text()
-    assert "| default | 3072 | 16 k | 2.1 | +5.0 [+1.0, +9.0] | +3.1 [+1.0, +9.0] |" in text
+    assert "| default | 3072 | 16 k | 2.1 | +5.0 [+1.0, +9.0] | +3.1 [+1.0, +9.0] | -4.0 [-7.0, +2.0] |" in text
+    assert "| setting | counting | two object |\n| --- | --- | --- |\n" in text
+    assert "| fewer | +5.0 [+1.0, +9.0] | +2.0 [+1.0, +9.0] |\n" in text
     assert "over these 3 settings" in text
     assert "<svg" in (tmp_path / "small_sd3.svg").read_text()
     figure = (tmp_path / "small_sd3.svg").read_bytes()

@@ -14,23 +14,30 @@ import pyarrow.parquet as pq
 from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.mining.structured import CaptionEditor
 from softrepa_pipeline.randomness import numpy_generator
+from softrepa_pipeline.shapes.renderers import RENDERERS
 
 Captions = list[list[str]]  # of each image
 
 
 @dataclass(frozen=True)
 class DataChange:
-    """The first `images` of the pairs, or all; `poison`, a key of POISONS, makes the captions of a `share` false."""
+    """The first `images` of the pairs, or all; `poison`, a key of POISONS, makes the captions of a `share` false.
+
+    A `renderer` of RENDERERS draws the same scenes.
+    """
 
     images: int | None = None
     poison: str | None = None
     share: float = 0.0
+    renderer: str | None = None
 
     def __post_init__(self) -> None:
         if self.poison is not None and self.poison not in POISONS:
             raise ValueError(f"data.poison must be one of {', '.join(POISONS)}, not {self.poison!r}")
         if not 0 <= self.share <= 1:
             raise ValueError(f"data.share must be in [0, 1], not {self.share}")
+        if self.renderer is not None and self.renderer not in RENDERERS:
+            raise ValueError(f"data.renderer must be one of {', '.join(RENDERERS)}, not {self.renderer!r}")
 
 
 def mismatched(captions: Captions, chosen: np.ndarray) -> Captions:

@@ -45,10 +45,12 @@ def _reading(page: Path) -> str:
 
 def _told(measured: Mapping[str, Measured]) -> dict[str, Any]:
     rows = [_row(label, own) for label, own in measured.items()]
+    told = {"rows": rows, "tasks": list(dict.fromkeys(task for row in rows for task in row["tasks"]))}
     expected = [own.expected_decrease for own in measured.values()]
     if len(set(expected)) < 3:
-        return {"rows": rows, "correlation": None}
-    return {"rows": rows, "correlation": spearmanr(expected, [own.screen["gain"]["mean"] for own in measured.values()])}
+        return {**told, "correlation": None}
+    gains = [own.screen["gain"]["mean"] for own in measured.values()]
+    return {**told, "correlation": spearmanr(expected, gains)}
 
 
 def _row(label: str, own: Measured) -> dict[str, Any]:
@@ -61,7 +63,8 @@ def _row(label: str, own: Measured) -> dict[str, Any]:
         "minutes": own.seconds / 60,
         "screen": _interval(own.screen["gain"]),
         "confirmed": _interval(own.confirmed["gain"]) if own.confirmed else "",
-        "counting": _interval(told["tasks"]["counting"]),
+        "tasks": {task: _interval(delta) for task, delta in told["tasks"].items()},
+        "retrieval": _interval(told["retrieval"]),
         "repetition": told["repetition"]["mean"],
         "distances": ", ".join(f"{value:+.3f}" for value in told["distances"].values()),
         "guidance": ", ".join(f"{scale:g}" for scale in dict.fromkeys(told["guidance"]["soft"])),

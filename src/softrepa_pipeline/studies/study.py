@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softrepa_pipeline.config import build
+from softrepa_pipeline.shapes.finetuning import FineTuning
 from softrepa_pipeline.studies.data import DataChange
 
 
@@ -15,7 +16,9 @@ class Point:
     """What one point of a study changes; everything else is as the family's own settings have it.
 
     `fit`, `mine` and `sampling` are changes to those settings, `data` to the embedded world's training pairs;
-    `strength` is the tokens' while images are drawn.
+    `strength` is the tokens' while images are drawn. With and without tokens, it is measured on a world that `world`
+    changes, with a fine-tuned copy of the base, and at one `guidance` instead of each model's best. Tokens are trained
+    on the world and base as they are; with `anew` on the copy.
     """
 
     fit: dict[str, Any] = field(default_factory=dict)
@@ -23,6 +26,14 @@ class Point:
     data: DataChange | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     strength: float = 1.0
+    world: dict[str, Any] = field(default_factory=dict)
+    base: FineTuning | None = None
+    anew: bool = False
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.anew and self.base is None:
+            raise ValueError("anew trains on a fine-tuned copy, and base names none")
 
 
 @dataclass(frozen=True)

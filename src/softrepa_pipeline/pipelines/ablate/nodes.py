@@ -78,7 +78,7 @@ def _screen(study: Study, label: str, laboratory: Laboratory, config: AblateConf
         trained = laboratory.train(point, 0, config.screen_share)
         base = laboratory.arm(point, None, "base", on_test=False)
         soft = laboratory.arm(point, trained.file, label, on_test=False)
-        told = outcome(summarise(laboratory.benchmark(on_test=False), base, [soft]))
+        told = outcome(summarise(laboratory.benchmark(point, on_test=False), base, [soft]))
         expected = expected_decrease(trained.job)
         _track(run, "screen", told)
         run.log_metrics({"expected_decrease": expected})
@@ -98,7 +98,7 @@ def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateCon
         for seed in config.training_seeds:
             trained = laboratory.train(point, seed, 1.0)
             arms.append(laboratory.arm(point, trained.file, f"{label}, seed {seed}", on_test=True))
-        told = outcome(summarise(laboratory.benchmark(on_test=True), base, arms))
+        told = outcome(summarise(laboratory.benchmark(point, on_test=True), base, arms))
         _track(run, "confirmed", told)
     logger.info("%s, %s: %+.1f points (confirmed)", study.name, label, 100 * told["gain"]["mean"])
     return told
@@ -120,9 +120,10 @@ def _write(study: Study, measured: Mapping[str, Measured], file: Path) -> Path:
 
 
 def _flat(point: Point) -> dict[str, object]:
-    changes = {"fit": point.fit, "mine": point.mine, "sampling": point.sampling}
+    changes = {"fit": point.fit, "mine": point.mine, "sampling": point.sampling, "world": point.world}
     flat = {f"{block}.{name}": value for block, own in changes.items() for name, value in own.items()}
-    return {**flat, "data": point.data, "strength": point.strength}
+    others = ("data", "strength", "base", "anew", "guidance")
+    return {**flat, **{name: getattr(point, name) for name in others}}
 
 
 def _track(run: tracking.NestedRun, stage: str, told: Mapping[str, Any]) -> None:
