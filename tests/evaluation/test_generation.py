@@ -35,6 +35,15 @@ def model(model_folders: dict[str, Path], tmp_path: Path) -> Model:
     return Model(config, str(file))
 
 
+def test_a_resolution_is_drawn_and_names_other_files_but_the_base_s_own_leaves_names_as_they_were(
+    model: Model, tmp_path: Path
+) -> None:
+    assert "resolution" not in generation._without({"resolution": SAMPLING.resolution})
+    larger = replace(SAMPLING, resolution=40)
+    assert generate(model, PROMPTS[:1], larger, 2.0, tmp_path / "images").shape == (1, 2, 40, 40, 3)
+    assert generate(model, PROMPTS[:1], SAMPLING, 2.0, tmp_path / "images").shape == (1, 2, 32, 32, 3)
+
+
 def test_stored_images_are_those_that_are_drawn_directly(model: Model, tmp_path: Path) -> None:
     images = generate(model, PROMPTS, SAMPLING, 2.0, tmp_path / "images")
     assert images.shape[:2] == (6, 2)

@@ -18,6 +18,14 @@ studies:
       default:
       one token: {fit: {num_tokens: 1}}
       poisoned: {data: {poison: mismatched, share: 0.5}, mine: {min_fit: null}}
+  elsewhere:
+    question: Does it hold elsewhere?
+    references: []
+    points:
+      longer prompts: {world: {wording: long}, guidance: 2.0}
+      on a LoRA: {base: &lora {kind: lora, images: 4, batch_size: 2, pool_images: 4}}
+      on a LoRA, trained anew: {base: *lora, anew: true}
+      textured: {data: {renderer: textured}}
 ablate:
   training_seeds: [1, 2]
 """
@@ -64,5 +72,21 @@ def test_a_study_is_screened_confirmed_told_and_not_measured_twice(project: Path
     assert all("mlflow.parentRunId" in run.data.tags for run in runs)
 
 
-def _measured(project: Path) -> dict[str, Any]:
-    return json.loads((project / "docs/studies/measured/small_sd3.json").read_text())
+def test_points_are_measured_on_other_worlds_and_bases(project: Path) -> None:
+    (project / "conf/local").mkdir(exist_ok=True)
+    (project / "conf/local/parameters_ablate.yml").write_text(STUDY)
+    parameters = PARAMS.replace("study=small", "study=elsewhere")
+    kedro_run(project, "--pipelines", "ablate", "--params", f"{parameters},ablate.confirm=false")
+    points = _measured(project, "elsewhere")
+    assert len({point["digest"] for point in points.values()}) == 4
+    assert points["longer prompts"]["screen"]["guidance"] == {"base": 2.0, "soft": [2.0]}
+    models = project / "data/06_models/embedded_sd3"
+    copies = list((models / "study_bases").iterdir())
+    assert [copy.is_dir() for copy in copies] == [True]
+    # Old tokens are the same for the first two points; the copy and the textured images have their own.
+    assert len(list((models / "studies").iterdir())) == 3
+    assert len(list((project / "data/02_intermediate/studies").glob("world-*"))) == 2
+
+
+def _measured(project: Path, study: str = "small") -> dict[str, Any]:
+    return json.loads((project / f"docs/studies/measured/{study}_sd3.json").read_text())

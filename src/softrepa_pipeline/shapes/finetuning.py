@@ -24,6 +24,7 @@ from softrepa_pipeline.shapes.scene import BACKGROUNDS, Scene, split_of
 
 LORA_FOLDER = "lora"
 KINDS = ("full", "lora", "dpo")
+_CHECKPOINT_STEPS = 50
 _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -55,7 +56,12 @@ class FineTuning:
     @property
     def loop(self) -> LoopSettings:
         return LoopSettings(
-            self.images, self.batch_size, self.learning_rate, decay_share=0.5, seed=self.seed, checkpoint_steps=50
+            images=self.images,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            decay_share=0.5,
+            seed=self.seed,
+            checkpoint_steps=_CHECKPOINT_STEPS,
         )
 
 
