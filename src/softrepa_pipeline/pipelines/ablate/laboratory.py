@@ -51,7 +51,7 @@ class Laboratory:
             "mine": {**self.parameters["mine"], **point.mine},
             "base": source_digest(self.base.base),
             "fit": _chosen(self.fit(point, 0, share)),
-            "sampling": [{**self.parameters["sampling"]["settings"], **point.sampling}, point.strength],
+            "sampling": [{**self.parameters["sampling"]["settings"], **point.sampling}, asdict(point)["strength"]],
             "evaluation": self.evaluation,
         }
         return _hash(parts)
