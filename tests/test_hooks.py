@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from softrepa_pipeline.hooks import USER_ERRORS, close_abandoned_runs, explain_errors, one_line, process_tags
+from softrepa_pipeline import hooks
+from softrepa_pipeline.hooks import (
+    USER_ERRORS,
+    close_abandoned_runs,
+    close_as_killed,
+    explain_errors,
+    one_line,
+    process_tags,
+)
 
 ROOT = Path(__file__).parents[1]
 KEDRO = Path(sys.executable).with_name("kedro")
@@ -224,7 +233,14 @@ def test_the_next_start_closes_what_kill_9_left_and_nothing_else(project: Projec
     project.client.set_terminated(alive.info.run_id)
 
 
-def test_runs_that_start_at_once_close_what_was_left_together(tmp_path: Path) -> None:
+def test_runs_that_start_at_once_close_what_was_left_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = threading.Barrier(4)
+
+    def close(run_id: str, reason: str) -> None:
+        at_once.wait(20)
+        close_as_killed(run_id, reason)
+
+    monkeypatch.setattr(hooks, "close_as_killed", close)
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     try:
