@@ -6,15 +6,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from softrepa_pipeline.hooks import USER_ERRORS, explain_errors, one_line
+from softrepa_pipeline import hooks
+from softrepa_pipeline.hooks import (
+    USER_ERRORS,
+    close_abandoned_runs,
+    close_as_killed,
+    explain_errors,
+    one_line,
+    process_tags,
+)
 
 ROOT = Path(__file__).parents[1]
 KEDRO = Path(sys.executable).with_name("kedro")
@@ -220,6 +231,27 @@ def test_the_next_start_closes_what_kill_9_left_and_nothing_else(project: Projec
     assert [project.client.get_run(run_id).info.status for run_id in ids] == ["KILLED", "KILLED", "KILLED", "RUNNING"]
     assert "was gone" in project.client.get_run(ids[0]).data.tags["killed"]
     project.client.set_terminated(alive.info.run_id)
+
+
+def test_runs_that_start_at_once_close_what_was_left_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = threading.Barrier(4)
+
+    def close(run_id: str, reason: str) -> None:
+        at_once.wait(20)
+        close_as_killed(run_id, reason)
+
+    monkeypatch.setattr(hooks, "close_as_killed", close)
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    try:
+        experiment = mlflow.create_experiment("left behind", str(tmp_path / "artifacts"))
+        gone = {**process_tags(), "process.started": "1.0"}
+        left = [MlflowClient().create_run(experiment, tags=gone).info.run_id for _ in range(8)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda own: close_abandoned_runs(experiment, f"run {own}"), range(4)))
+        assert {mlflow.get_run(run_id).info.status for run_id in left} == {"KILLED"}
+    finally:
+        mlflow.set_tracking_uri(previous)
 
 
 def _tags_of_this_process(run: Run) -> dict[str, str]:

@@ -19,7 +19,8 @@ from peft import LoraConfig
 from PIL import Image
 
 from softrepa_pipeline import load_pipeline
-from softrepa_pipeline.backbones import ModelConfig, load_backbone
+from softrepa_pipeline.backbones import ModelConfig, asking, load_backbone
+from softrepa_pipeline.inference import Strength
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, save_soft_tokens
 
 PROMPT = "two blue squares left of a green triangle"
@@ -146,3 +147,18 @@ def test_a_control_net_keeps_its_own_text(model_folders: dict[str, Path], tmp_pa
     assert set(lengths) == {20}, "the tokens stand in the base only"
     plain.soft_tokens.remove()
     assert (picture(pipeline, "sd15", image=image) != soft).any()
+
+
+def test_a_pipeline_s_call_asks_for_the_conditional_branch_alone(
+    family: str, base: np.ndarray, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tokens_file(tmp_path, family)
+    with pytest.raises(ValueError, match=r"calls ask for the conditional branch alone themselves: docs/using-tokens"):
+        load_pipeline(model_folders[family], file, Strength(conditional_only=True))
+    pipeline = load_pipeline(model_folders[family], file, Strength(timestep_range=(500.0, 1000.0)))
+    early = picture(pipeline, family)
+    kwargs_name = "joint_attention_kwargs" if family == "sd3" else "cross_attention_kwargs"
+    one_branch = picture(pipeline, family, **{kwargs_name: asking(share=torch.tensor([0.0, 1.0]))})
+    neither = picture(pipeline, family, **{kwargs_name: asking(share=torch.tensor([0.0, 0.0]))})
+    assert len({image.tobytes() for image in (base, early, one_branch)}) == 3
+    np.testing.assert_array_equal(neither, base)

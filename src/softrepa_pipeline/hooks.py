@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import distributions, version
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -30,6 +31,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from omegaconf.errors import OmegaConfBaseException
 
@@ -192,7 +194,9 @@ def close_abandoned_runs(experiment_id: str, own_run_id: str) -> list[str]:
     )
     abandoned = [run.info.run_id for run in running if run.info.run_id != own_run_id and not _is_alive(run)]
     for run_id in abandoned:
-        close_as_killed(run_id, f"its process was gone when run {own_run_id} started")
+        # Another run that starts at the same moment closes them too, and one of both comes second.
+        with suppress(MlflowException):
+            close_as_killed(run_id, f"its process was gone when run {own_run_id} started")
     return abandoned
 
 

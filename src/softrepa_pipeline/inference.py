@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from tqdm import tqdm
 
-from softrepa_pipeline.backbones import Backbone, Injection, ModelConfig, inject, load_backbone
+from softrepa_pipeline.backbones import ALL_TIMESTEPS, Backbone, Injection, ModelConfig, asking, inject, load_backbone
 from softrepa_pipeline.randomness import torch_generator
 from softrepa_pipeline.soft_tokens import SoftTokens, load_soft_tokens
 
@@ -45,7 +45,26 @@ class SamplingConfig:
             raise ValueError(f"sampling.scheduler must be null or one of {names}, not {self.scheduler!r}")
 
 
-def load_pipeline(base: str | Path, tokens: str | Path, strength: float = 1.0, **options: Any) -> DiffusionPipeline:
+@dataclass(frozen=True)
+class Strength:
+    """How strongly tokens act while images are drawn: `value` at timesteps in `timestep_range`, 0 at others.
+
+    With `conditional_only` guidance's other branch, of the empty or the negative prompt, is the base's own; the paper
+    has the tokens in both (arXiv 2503.08250).
+    """
+
+    value: float = 1.0
+    timestep_range: tuple[float, float] = ALL_TIMESTEPS
+    conditional_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timestep_range[0] < self.timestep_range[1] <= ALL_TIMESTEPS[1]:
+            raise ValueError(f"strength.timestep_range must lie in [0, 1000], not {self.timestep_range}")
+
+
+def load_pipeline(
+    base: str | Path, tokens: str | Path, strength: float | Strength = 1.0, **options: Any
+) -> DiffusionPipeline:
     """A stock diffusers pipeline of `base` with the soft tokens of a file in it.
 
     Its attribute `soft_tokens` is the handle: `pipeline.soft_tokens.strength = 0.5`, `pipeline.soft_tokens.remove()`.
@@ -53,8 +72,11 @@ def load_pipeline(base: str | Path, tokens: str | Path, strength: float = 1.0, *
 
     Raises:
         FileNotFoundError: the file or the model's folder is not there.
-        ValueError: the file is damaged, or its tokens do not fit the model.
+        ValueError: the file is damaged, its tokens do not fit the model, or `strength` is for one branch alone, which
+            each call must ask for (docs/using-tokens.md).
     """
+    if isinstance(strength, Strength) and strength.conditional_only:
+        raise ValueError("a pipeline's calls ask for the conditional branch alone themselves: docs/using-tokens.md")
     loaded, metadata = load_soft_tokens(Path(tokens))
     backbone = load_backbone(ModelConfig(metadata["family"], str(base), **options))
     pipeline = backbone.pipeline
@@ -63,9 +85,11 @@ def load_pipeline(base: str | Path, tokens: str | Path, strength: float = 1.0, *
     return pipeline
 
 
-def add_tokens(backbone: Backbone, tokens: SoftTokens, strength: float = 1.0) -> Injection:
-    """Put soft tokens into the layers that they were trained for."""
-    return inject(backbone.denoiser, backbone.sites(tokens.config.layers), tokens.to(backbone.device), strength)
+def add_tokens(backbone: Backbone, tokens: SoftTokens, strength: float | Strength = 1.0) -> Injection:
+    """Put soft tokens into the layers that they were trained for; `conditional_only` is for `draw_batch` to see to."""
+    strength = strength if isinstance(strength, Strength) else Strength(strength)
+    sites, placed = backbone.sites(tokens.config.layers), tokens.to(backbone.device)
+    return inject(backbone.denoiser, sites, placed, strength.value, strength.timestep_range)
 
 
 def draw(
@@ -95,9 +119,17 @@ def draw_batch(
     config: SamplingConfig,
     guidance: float,
     negative_prompt: str | None = None,
+    conditional_only: bool = False,
 ) -> np.ndarray:
-    """Images (work, height, width, 3), uint8, of prompts, each with the index of one of its images, all at once."""
+    """Images (work, height, width, 3), uint8, of prompts, each with the index of one of its images, all at once.
+
+    With `conditional_only`, for which tokens must be injected, they act on guidance's conditional branch alone.
+    """
     options = {"guidance_scale": guidance, "num_inference_steps": config.num_inference_steps, **backbone.call_options}
+    if conditional_only and guidance > 1:
+        # diffusers' pipelines run both branches in one call, the unconditional one first.
+        share = torch.cat([torch.zeros(len(work)), torch.ones(len(work))])
+        options[backbone.sites(()).kwargs_name] = asking(share=share.to(backbone.device))
     if negative_prompt is not None:
         options["negative_prompt"] = [negative_prompt] * len(work)
     if config.resolution is not None:

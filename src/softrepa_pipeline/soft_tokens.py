@@ -61,8 +61,11 @@ class SoftTokens(nn.Module):
     """s[k, t] = base[k] + time[bin(t), k], with bin(t) = floor(t · buckets / 1000), the last bin closed.
 
     `base` has shape (layers, tokens, width) and `time` (buckets, layers · width), with one layer where it is shared;
-    the time offset is the same for the tokens of a layer. Both start as N(0, 0.02).
+    the time offset is the same for the tokens of a layer. Both start as N(0, 0.02). Tokens that `silent` (layers,
+    tokens) names are zero.
     """
+
+    silent: Tensor | None = None
 
     def __init__(self, config: SoftTokensConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -80,9 +83,11 @@ class SoftTokens(nn.Module):
         layers, batch = self.config.num_layers, timestep.shape[0]
         tokens = self.base[:, None]  # (layers, 1, tokens, width)
         if self.time is None:
-            return tokens.expand(-1, batch, -1, -1)
-        offset = self.time[bucket_of(timestep, self.config.num_buckets)].unflatten(1, (layers, self.config.width))
-        return tokens + offset.transpose(0, 1)[:, :, None]
+            tokens = tokens.expand(-1, batch, -1, -1)
+        else:
+            offset = self.time[bucket_of(timestep, self.config.num_buckets)].unflatten(1, (layers, self.config.width))
+            tokens = tokens + offset.transpose(0, 1)[:, :, None]
+        return tokens if self.silent is None else tokens.masked_fill(self.silent[:, None, :, None], 0.0)
 
     @property
     def num_parameters(self) -> int:

@@ -7,7 +7,7 @@ from reference_forward import plain_forward
 from torch import Tensor
 
 from softrepa_pipeline.backbones import Backbone, Noised, Prompt, inject
-from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw
+from softrepa_pipeline.inference import SamplingConfig, Strength, add_tokens, draw, draw_batch
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, TokenBanks
 
 CAPTIONS = ["a red circle", "two blue squares", "a green triangle"]
@@ -109,6 +109,34 @@ def test_strength_leads_from_the_base_to_the_tokens_and_beyond(backbone: Backbon
     assert steps[2] == pytest.approx(distance, rel=1e-3)
 
 
+@pytest.mark.parametrize("mode", ["plain", "compiled"])
+def test_each_sample_may_have_its_share_of_the_strength(backbone: Backbone, mode: str) -> None:
+    noised, prompt = batch(backbone)
+    base, tokens = backbone.predict(noised, prompt), make_tokens(backbone.family)
+    with add_tokens(backbone, tokens, strength=0.5):
+        half = backbone.predict(noised, prompt)
+    with add_tokens(backbone, tokens):
+        if mode == "compiled":
+            backbone.denoiser.compile(backend="aot_eager", fullgraph=True)
+        whole = backbone.predict(noised, prompt)
+        mixed = backbone.predict(noised, prompt, share=torch.tensor([0.0, 0.5, 1.0]))
+        torch.testing.assert_close(mixed, torch.stack([base[0], half[1], whole[2]]))
+        torch.testing.assert_close(backbone.predict(noised, prompt), whole)
+
+
+def test_a_strength_may_be_for_some_timesteps(backbone: Backbone) -> None:
+    noised, prompt = batch(backbone, timesteps=(40.0, 555.0, 1000.0))
+    base, tokens = backbone.predict(noised, prompt), make_tokens(backbone.family)
+    with add_tokens(backbone, tokens):
+        whole = backbone.predict(noised, prompt)
+    with add_tokens(backbone, tokens, Strength(timestep_range=(500.0, 990.0))):
+        torch.testing.assert_close(backbone.predict(noised, prompt), torch.stack([base[0], whole[1], base[2]]))
+        share = torch.tensor([1.0, 0.0, 1.0])
+        torch.testing.assert_close(backbone.predict(noised, prompt, share=share), base)
+    with pytest.raises(ValueError, match=r"strength.timestep_range must lie in \[0, 1000\], not \(500.0, 2000.0\)"):
+        Strength(timestep_range=(500.0, 2000.0))
+
+
 def test_leaving_the_context_restores_a_compiled_base(backbone: Backbone) -> None:
     noised, prompt = batch(backbone)
     base = backbone.predict(noised, prompt)
@@ -158,6 +186,29 @@ def test_stock_pipeline_draws_with_tokens_in_both_guidance_branches(backbone: Ba
     assert {states.shape[1] for states in seen} == {24}, "four tokens before twenty words, in both branches"
     assert {states.shape[0] for states in seen} == {2, 4}
     np.testing.assert_array_equal(draw(backbone, CAPTIONS, config, guidance=3.0), base)
+
+
+def test_tokens_may_act_on_the_conditional_branch_alone(backbone: Backbone) -> None:
+    config, work = SamplingConfig(num_inference_steps=2, batch_size=2), [(caption, 0) for caption in CAPTIONS[:2]]
+    unconditional: list[Tensor] = []
+    base = draw_batch(backbone, work, config, guidance=3.0)
+    with add_tokens(backbone, make_tokens(backbone.family)):
+        both = draw_batch(backbone, work, config, guidance=3.0)
+        hook = backbone.denoiser.register_forward_hook(
+            lambda _, __, output: unconditional.append(output[0].chunk(2)[0].clone())
+        )
+        conditional = draw_batch(backbone, work, config, guidance=3.0, conditional_only=True)
+        hook.remove()
+        alone = draw_batch(backbone, work, config, guidance=1.0)
+        np.testing.assert_array_equal(draw_batch(backbone, work, config, guidance=1.0, conditional_only=True), alone)
+    assert (conditional != both).any()
+    assert (conditional != base).any()
+    # The first step's noise is the base's too, so its unconditional prediction must be.
+    wanted: list[Tensor] = []
+    hook = backbone.denoiser.register_forward_hook(lambda _, __, output: wanted.append(output[0].chunk(2)[0].clone()))
+    draw_batch(backbone, work, config, guidance=3.0)
+    hook.remove()
+    torch.testing.assert_close(unconditional[0], wanted[0])
 
 
 def test_tokens_that_do_not_fit_are_refused(backbone: Backbone) -> None:

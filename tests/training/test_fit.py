@@ -63,8 +63,14 @@ def assert_equal(first: SoftTokens, second: SoftTokens) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, replace(BATCH, symmetric=True), replace(CONFIG, objective="agsm"), replace(CONFIG, objective="dsm")],
-    ids=["softrepa", "symmetric", "agsm", "dsm"],
+    [
+        CONFIG,
+        replace(BATCH, symmetric=True),
+        replace(CONFIG, objective="agsm"),
+        replace(CONFIG, objective="dsm"),
+        replace(CONFIG, base_weight=1.0, token_dropout=0.5, max_token_norm=0.2),
+    ],
+    ids=["softrepa", "symmetric", "agsm", "dsm", "regularised"],
 )
 def test_killed_twice_and_resumed_ends_with_the_same_tokens(
     sd3: Backbone, data: TrainingSet, tmp_path: Path, config: FitConfig

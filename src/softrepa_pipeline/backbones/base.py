@@ -115,8 +115,13 @@ class Backbone(ABC):
         """Noise latents to timesteps in [0, 1000]; ε has the latents' shape."""
 
     @abstractmethod
-    def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
-        """The denoiser's prediction of `noised.target`, with the tokens that are injected; `bank` names each pair's."""
+    def predict(
+        self, noised: Noised, prompt: Prompt, bank: Tensor | None = None, share: Tensor | None = None
+    ) -> Tensor:
+        """The denoiser's prediction of `noised.target`, with the tokens that are injected.
+
+        `bank` names each pair's; `share` is that of the strength which each pair gets, 0 for the base's prediction.
+        """
 
     @property
     def shareable(self) -> Shareable:

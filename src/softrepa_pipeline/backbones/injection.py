@@ -21,7 +21,9 @@ from softrepa_pipeline.soft_tokens import Tokens
 
 _KEY = "softrepa_tokens"
 _BANK = "softrepa_bank"
+_SHARE = "softrepa_share"
 _TEXT = "encoder_hidden_states"
+ALL_TIMESTEPS = (0.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,20 @@ class Injection:
     """Soft tokens in a denoiser; `remove()` or leaving the context restores it bit for bit.
 
     `strength` 1 is the tokens as trained, 0 the base itself, bit-equal. In between and beyond, each chosen block's
-    output is base + strength · (with tokens − base), so chosen blocks run twice. It may be set at any time.
+    output is base + strength · (with tokens − base), so chosen blocks run twice. It may be set at any time. Outside of
+    `timestep_range` the strength is 0; a call may give each of its samples a share of it (`asking`).
     """
 
-    def __init__(self, denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        sites: Sites,
+        tokens: Tokens,
+        strength: float = 1.0,
+        timestep_range: tuple[float, float] = ALL_TIMESTEPS,
+    ) -> None:
         _check(sites, tokens)
-        self._denoiser, self._sites, self._tokens = denoiser, sites, tokens
+        self._denoiser, self._sites, self._tokens, self._range = denoiser, sites, tokens, timestep_range
         self._handles: list[RemovableHandle] = []
         self.strength = strength
 
@@ -64,7 +74,7 @@ class Injection:
         self.remove()
         self._strength = value
         if value:
-            self._handles = _register(self._denoiser, self._sites, self._tokens, value)
+            self._handles = _register(self._denoiser, self._sites, self._tokens, value, self._range)
 
     def remove(self) -> None:
         """Leave the base as it was, as strength 0 does."""
@@ -83,18 +93,28 @@ class Injection:
         self.remove()
 
 
-def inject(denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float = 1.0) -> Injection:
+def inject(
+    denoiser: nn.Module,
+    sites: Sites,
+    tokens: Tokens,
+    strength: float = 1.0,
+    timestep_range: tuple[float, float] = ALL_TIMESTEPS,
+) -> Injection:
     """Put soft tokens into every later forward of the denoiser until the handle is removed.
 
     Raises:
         ValueError: the tokens' width or layers do not fit the sites, or `strength` is negative.
     """
-    return Injection(denoiser, sites, tokens, strength)
+    return Injection(denoiser, sites, tokens, strength, timestep_range)
 
 
-def naming_banks(bank: Tensor | None) -> dict[str, Tensor] | None:
-    """Attention kwargs of a call in which each sample names its bank of injected `TokenBanks`."""
-    return None if bank is None else {_BANK: bank}
+def asking(bank: Tensor | None = None, share: Tensor | None = None) -> dict[str, Tensor] | None:
+    """Attention kwargs of a call, where tokens are injected, whose samples (batch,) ask for something of their own.
+
+    `bank` names each sample's of injected `TokenBanks`; `share` is that of the strength which it gets, 0 for the base.
+    """
+    asked = {_BANK: bank, _SHARE: share}
+    return {name: value for name, value in asked.items() if value is not None} or None
 
 
 def argument_binder(module: nn.Module) -> Callable[[tuple, dict[str, Any]], dict[str, Any]]:
@@ -111,8 +131,10 @@ def _check(sites: Sites, tokens: Tokens) -> None:
         raise ValueError(f"soft tokens have {config.num_layers} layers, but {len(sites.chosen)} sites were chosen")
 
 
-def _register(denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float) -> list[RemovableHandle]:
-    make_tokens = _make_tokens(sites, tokens, argument_binder(denoiser))
+def _register(
+    denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float, timestep_range: tuple[float, float]
+) -> list[RemovableHandle]:
+    make_tokens = _make_tokens(sites, tokens, timestep_range, argument_binder(denoiser))
     handles = [denoiser.register_forward_pre_hook(make_tokens, with_kwargs=True)]
     layer_of = {block: 0 if tokens.config.shared else layer for layer, block in enumerate(sites.chosen)}
     for index, block in enumerate(sites.blocks):
@@ -127,7 +149,19 @@ def _register(denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float
     return handles
 
 
-def _make_tokens(sites: Sites, tokens: Tokens, bind: Callable[..., dict]) -> Callable[..., tuple[tuple, dict]]:
+class _Attention(dict[str, Any]):
+    """A block's attention kwargs, with what its forward must not see: the samples' share of the strength (batch,)."""
+
+    def __init__(self, values: dict[str, Any], share: Tensor) -> None:
+        super().__init__(values)
+        self.share = share
+
+
+def _make_tokens(
+    sites: Sites, tokens: Tokens, timestep_range: tuple[float, float], bind: Callable[..., dict]
+) -> Callable[..., tuple[tuple, dict]]:
+    low, high = timestep_range
+
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         arguments = bind(args, kwargs)
         text = _text_of(arguments)
@@ -139,9 +173,12 @@ def _make_tokens(sites: Sites, tokens: Tokens, bind: Callable[..., dict]) -> Cal
             raise ValueError("this denoiser has soft tokens already; remove them before others are injected")
         if any(name.startswith("ip_") for name in carried):
             raise ValueError("soft tokens cannot stand beside an IP-Adapter's image prompts")
-        bank = carried.pop(_BANK, None)
+        bank, share = carried.pop(_BANK, None), carried.pop(_SHARE, None)
+        if timestep_range != ALL_TIMESTEPS:
+            within = ((low <= timestep) & (timestep <= high)).float()
+            share = within if share is None else within * share.to(device)
         states = tokens(timestep) if bank is None else tokens(timestep, bank.to(device))
-        return (), {**arguments, sites.kwargs_name: {**carried, _KEY: states.to(text.device)}}
+        return (), {**arguments, sites.kwargs_name: {**carried, _KEY: (states.to(text.device), share)}}
 
     return hook
 
@@ -159,8 +196,8 @@ def _prepend(sites: Sites, row: Tensor | None, bind: Callable[..., dict]) -> Cal
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         arguments = bind(args, kwargs)
         carried = dict(arguments[sites.kwargs_name])
-        states = carried.pop(_KEY)
-        arguments[sites.kwargs_name] = carried or None
+        states, share = carried.pop(_KEY)
+        arguments[sites.kwargs_name] = (carried or None) if share is None else _Attention(carried, share)
         if row is not None:
             text = _text_of(arguments)
             layer = states.index_select(0, row.to(states.device)).squeeze(0).to(text)
@@ -177,11 +214,20 @@ def _finish(sites: Sites, num_tokens: int, strength: float) -> Callable[..., Any
         if sites.text_persists:
             text, image = output
             output = (None if text is None else text[:, num_tokens:], image)
-        if strength == 1:
+        attention = kwargs[sites.kwargs_name]
+        share = attention.share if isinstance(attention, _Attention) else None
+        if strength == 1 and share is None:
             return output
         base = block.forward(**{**kwargs, _TEXT: kwargs[_TEXT][:, num_tokens:]})
+        weight = strength if share is None else strength * share
         if not sites.text_persists:
-            return torch.lerp(base, output, strength)
-        return tuple(None if b is None else torch.lerp(b, o, strength) for b, o in zip(base, output, strict=True))
+            return _between(base, output, weight)
+        return tuple(None if b is None else _between(b, o, weight) for b, o in zip(base, output, strict=True))
 
     return hook
+
+
+def _between(base: Tensor, output: Tensor, weight: float | Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        weight = weight.to(base).view(-1, *[1] * (base.dim() - 1))
+    return torch.lerp(base, output, weight)

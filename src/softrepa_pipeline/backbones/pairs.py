@@ -40,12 +40,12 @@ class Pairs:
         """What the denoiser should predict, one entry a pair."""
         return self.noised.target[self.image_of.to(self.noised.target.device)]
 
-    def predict(self, backbone: Backbone, bank: Tensor | None = None) -> Tensor:
-        """The denoiser's prediction for every pair, with the tokens that are injected; `bank` names each pair's."""
+    def predict(self, backbone: Backbone, bank: Tensor | None = None, share: Tensor | None = None) -> Tensor:
+        """The denoiser's prediction for every pair, with the tokens that are injected (`Backbone.predict`)."""
         device = self.noised.sample.device
         noised, prompt = self.noised[self.image_of.to(device)], self.prompt[self.text_of.to(device)]
         with self._sharing(backbone):
-            return backbone.predict(noised, prompt, bank)
+            return backbone.predict(noised, prompt, bank, share)
 
     def _sharing(self, backbone: Backbone) -> AbstractContextManager[None]:
         if not self.share:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
-from softrepa_pipeline.backbones.injection import Sites, naming_banks
+from softrepa_pipeline.backbones.injection import Sites, asking
 from softrepa_pipeline.backbones.sharing import Shareable
 from softrepa_pipeline.noising import mix_straight
 
@@ -39,13 +39,15 @@ class SD3Backbone(Backbone):
         sample, target = mix_straight(latents, noise, timestep / _NUM_TIMESTEPS)
         return Noised(sample, target, timestep)
 
-    def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
+    def predict(
+        self, noised: Noised, prompt: Prompt, bank: Tensor | None = None, share: Tensor | None = None
+    ) -> Tensor:
         output = self.denoiser(
             hidden_states=noised.sample,
             timestep=noised.timestep,
             encoder_hidden_states=prompt.states,
             pooled_projections=prompt.pooled,
-            joint_attention_kwargs=naming_banks(bank),
+            joint_attention_kwargs=asking(bank, share),
             return_dict=False,
         )
         return output[0]

@@ -11,7 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from softrepa_pipeline.backbones.base import Backbone, Noised, Prompt, choose
-from softrepa_pipeline.backbones.injection import Sites, naming_banks
+from softrepa_pipeline.backbones.injection import Sites, asking
 from softrepa_pipeline.backbones.sharing import Shareable
 from softrepa_pipeline.noising import mix_preserving_variance
 
@@ -54,12 +54,14 @@ class UNetBackbone(Backbone):
     def added_conditions(self, noised: Noised, prompt: Prompt) -> dict[str, Tensor] | None:
         """What the UNet is told besides timestep and text states."""
 
-    def predict(self, noised: Noised, prompt: Prompt, bank: Tensor | None = None) -> Tensor:
+    def predict(
+        self, noised: Noised, prompt: Prompt, bank: Tensor | None = None, share: Tensor | None = None
+    ) -> Tensor:
         output = self.denoiser(
             noised.sample,
             noised.timestep,
             prompt.states,
-            cross_attention_kwargs=naming_banks(bank),
+            cross_attention_kwargs=asking(bank, share),
             added_cond_kwargs=self.added_conditions(noised, prompt),
             return_dict=False,
         )

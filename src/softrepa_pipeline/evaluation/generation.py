@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from softrepa_pipeline.backbones import Backbone, ModelConfig, load_backbone
 from softrepa_pipeline.evaluation.pixels import keep, read_kept
-from softrepa_pipeline.inference import SamplingConfig, add_tokens, draw_batch
+from softrepa_pipeline.inference import SamplingConfig, Strength, add_tokens, draw_batch
 from softrepa_pipeline.runners import LocalRunner, Runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import source_digest
@@ -32,12 +32,16 @@ class Model:
 
     base: ModelConfig
     tokens: str | None = None
-    strength: float = 1.0
+    strength: float | Strength = 1.0
+
+    @property
+    def conditional_only(self) -> bool:
+        return self.tokens is not None and isinstance(self.strength, Strength) and self.strength.conditional_only
 
     def identity(self) -> dict[str, Any]:
         """What tells it from other models, by content."""
         base = {"digest": source_digest(self.base.base, self.base.revision), **asdict(self.base)}
-        tokens = None if self.tokens is None else [source_digest(self.tokens), self.strength]
+        tokens = None if self.tokens is None else [source_digest(self.tokens), asdict(self)["strength"]]
         return {"base": {name: value for name, value in base.items() if name != "base"}, "tokens": tokens}
 
 
@@ -113,7 +117,8 @@ def generate(
 def _draw(model: Model, sampling: SamplingConfig, guidance: float, missing: frozenset[Work], batch: list[Work]) -> int:
     """Draw a batch and keep those images of it that are missing; returns their number."""
     with opened(model) as backbone:
-        images = draw_batch(backbone, [(item.prompt, item.index) for item in batch], sampling, guidance)
+        work = [(item.prompt, item.index) for item in batch]
+        images = draw_batch(backbone, work, sampling, guidance, conditional_only=model.conditional_only)
     drawn = [(item, image) for item, image in zip(batch, images, strict=True) if item in missing]
     for item, image in drawn:
         keep(item.file, image)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softrepa_pipeline.config import build
+from softrepa_pipeline.inference import Strength
 from softrepa_pipeline.shapes.finetuning import FineTuning
 from softrepa_pipeline.studies.data import DataChange
 
@@ -25,7 +26,7 @@ class Point:
     mine: dict[str, Any] = field(default_factory=dict)
     data: DataChange | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
-    strength: float = 1.0
+    strength: float | Strength = 1.0
     world: dict[str, Any] = field(default_factory=dict)
     base: FineTuning | None = None
     anew: bool = False

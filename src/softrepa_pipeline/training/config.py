@@ -35,7 +35,9 @@ class FitConfig:
     caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
     `calibrated` in units of the base model's own error gap between captions at t), `denoising_weight` λ, and
     `symmetric` for caption against images as well. `agsm` has γ⁺ `positive_shift`, γ⁻ `negative_shift`, its
-    `ranking_temperature`, `ema_decay` and `ema_warmup`. `dsm` trains on the images' own captions alone.
+    `ranking_temperature`, `ema_decay` and `ema_warmup`. `dsm` trains on the images' own captions alone. Against
+    over-emphasis of the text, with any of them: `base_weight` is what the distance from the base's prediction with an
+    empty caption counts, `token_dropout` the share of tokens that are zero in a step, `max_token_norm` their length.
 
     Length and optimiser: `num_steps`, or `num_epochs` of the data; the learning rate falls to zero over the last
     `decay_share` of the steps. `held_out_images` are kept from training and measured every `validation_steps`; after
@@ -73,6 +75,9 @@ class FitConfig:
     ranking_temperature: float = 0.1
     ema_decay: float = 0.9999
     ema_warmup: bool = True
+    base_weight: float = 0.0
+    token_dropout: float = 0.0
+    max_token_norm: float | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     decay_share: float = 0.0
@@ -113,7 +118,7 @@ class FitConfig:
                 raise ValueError(f"fit.{name} must be one of {', '.join(options)}, not {getattr(self, name)!r}")
 
     def _check_ranges(self) -> None:
-        for name in ("decay_share", "ema_decay"):
+        for name in ("decay_share", "ema_decay", "token_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"fit.{name} must be in [0, 1], not {getattr(self, name)}")
         for shares in (self.shares_at(0.0), self.shares_at(1.0)):
@@ -123,8 +128,11 @@ class FitConfig:
             raise ValueError(f"fit.timestep_range must lie in [0, 1000], low before high, not {self.timestep_range}")
         if min(self.temperatures) <= 0:
             raise ValueError(f"fit.temperature must be above 0, not {self.temperature}")
-        if self.held_out_images < 0:
-            raise ValueError(f"fit.held_out_images must not be negative, not {self.held_out_images}")
+        for name in ("held_out_images", "base_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"fit.{name} must not be negative, not {getattr(self, name)}")
+        if self.max_token_norm is not None and self.max_token_norm <= 0:
+            raise ValueError(f"fit.max_token_norm must be above 0, not {self.max_token_norm}")
         counts = ("num_steps", "num_epochs", "batch_size", "num_negatives", "validation_steps", "patience")
         _check_positive(self, "fit", counts)
 

@@ -189,14 +189,16 @@ def _flop(call: Callable[[], Any]) -> int:
 def step_flop(method: Method, plan: Plan, flop: Flop, num_processes: int) -> int:
     """Operations of a step in all processes.
 
-    AGSM's averages see every pair too, and where a first pass finds the weights every pair is seen twice.
+    AGSM's averages see every pair too, and where a first pass finds the weights every pair is seen twice. With a
+    `base_weight` each image is also seen with the empty caption, by the base and with tokens.
     """
     config = method.config
     num_forwards = (config.objective == "agsm") + (plan.two_pass and not method.linear)
     num_captions = sum(
         _num_captions(config, len(part)) for part in torch.arange(config.batch_size).chunk(num_processes)
     )
-    return config.num_pairs * (flop.both + num_forwards * flop.forward) + num_captions * flop.caption
+    pulling = config.batch_size * (flop.both + flop.forward) if config.base_weight else 0
+    return config.num_pairs * (flop.both + num_forwards * flop.forward) + pulling + num_captions * flop.caption
 
 
 def _measuring_flop(config: FitConfig, flop: Flop, num_steps: int) -> int:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast, final
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from softrepa_pipeline.backbones import Backbone, inject
+from softrepa_pipeline.backbones import Backbone, Prompt, inject
 from softrepa_pipeline.soft_tokens import SoftTokens
 from softrepa_pipeline.stage import write_json
 from softrepa_pipeline.training.calibration import calibrate
@@ -26,9 +27,10 @@ from softrepa_pipeline.training.estimate import count, step_flop
 from softrepa_pipeline.training.initial import initial_tokens
 from softrepa_pipeline.training.interruption import Interruption, interruption
 from softrepa_pipeline.training.loading import Loader, StepData, load_step
-from softrepa_pipeline.training.methods import METHODS
+from softrepa_pipeline.training.methods import METHODS, Rows
 from softrepa_pipeline.training.pair_engine import PairResult, Plan, accumulate, choose_plan
 from softrepa_pipeline.training.records import Record, append, log_of, read, sums_of
+from softrepa_pipeline.training.regularisers import limit_norm, pull_to_base, some_silent
 from softrepa_pipeline.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,10 @@ class Trainer:
         self.part = group.part(config.batch_size)
         self.is_done = self._asked_to_stop = False
         self._saved_at = time.monotonic()
+
+    @cached_property
+    def null(self) -> Prompt:
+        return self.backbone.encode_prompts([""])
 
     def prepare(self) -> None:
         """Restore the newest checkpoint, or calibrate and start at step 0."""
@@ -207,6 +213,7 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
+        limit_norm(self.method)
         self.method.after_step(step)
         self.progress = replace(self.progress, step=step + 1, guard=self.progress.guard.after_good(record["loss"]))
         seconds = time.perf_counter() - started + waited
@@ -232,7 +239,16 @@ class Trainer:
         parts = torch.arange(len(loaded)).split(plan.rows_at_once)
         share = not self.execution.compile
         rows = (loaded.rows_at(images, self.progress.temperatures, share) for images in parts)
-        return [accumulate(self.backbone, self.method, part, plan, self.config.batch_size) for part in rows]
+        with some_silent(self.method, self.progress.step):
+            return [self._accumulate_rows(part, plan) for part in rows]
+
+    def _accumulate_rows(self, rows: Rows, plan: Plan) -> PairResult:
+        result = accumulate(self.backbone, self.method, rows, plan, self.config.batch_size)
+        if self.config.base_weight:
+            work = (self.backbone, self.method, rows, self.null)
+            distance = pull_to_base(*work, plan.pairs_at_once, self.config.batch_size)
+            result.losses.measures["base_distance"] = distance
+        return result
 
     def _exchange(self, sums: Record, is_asked: bool) -> float:
         """Sum gradients and measures over all processes, in one flat tensor; returns how many ask to stop."""

@@ -91,6 +91,10 @@ class Method(nn.Module, ABC):
     ) -> RowLosses:
         """The loss of rows from their errors against `targets`."""
 
+    def error_unit(self, temperature: Float[Tensor, " images"]) -> Float[Tensor, " images"]:
+        """What weights of denoising errors are counted in (images,)."""
+        return torch.ones_like(temperature)
+
     def after_step(self, step: int) -> None:
         """Called after each optimiser step."""
 
@@ -111,8 +115,7 @@ class SoftREPA(Method):
         logits = LOGITS[config.logits](scored, config.scale, temperature[:, None])
         if config.is_sample_of_batch:
             logits = standing_for_more(logits, config.batch_size - 1)
-        # Departure: with a calibrated τ(t) the contrastive gradient grows as 1 / τ(t), so λ is counted in that unit.
-        weight = config.denoising_weight / temperature if config.calibrated else config.denoising_weight
+        weight = config.denoising_weight * self.error_unit(temperature)
         row_loss = softrepa_loss(scored, logits, own.to(errors.device), weight, symmetric)
         num_candidates = is_candidate.sum(dim=1).float()
         measures = {
@@ -120,6 +123,10 @@ class SoftREPA(Method):
             "mutual_information_bound": mutual_information_bound(row_loss.contrastive, num_candidates),
         }
         return RowLosses(row_loss.loss, measures)
+
+    def error_unit(self, temperature: Tensor) -> Tensor:
+        # Departure: with a calibrated τ(t) the contrastive gradient grows as 1 / τ(t), so λ is counted in that unit.
+        return 1 / temperature if self.config.calibrated else torch.ones_like(temperature)
 
 
 @final

@@ -53,8 +53,8 @@ class Laboratory:
             "mine": {**self.parameters["mine"], **point.mine},
             "base": source_digest(self.base.base),
             "fit": _chosen(self.fit(point, 0, share)),
-            "sampling": [{**self.parameters["sampling"]["settings"], **point.sampling}, point.strength],
-            "evaluation": self.evaluation,
+            "sampling": [{**self.parameters["sampling"]["settings"], **point.sampling}, asdict(point)["strength"]],
+            "evaluation": _portable(self.evaluation),
             **_where_set(point),
         }
         return _hash(parts)
@@ -178,6 +178,15 @@ def _chosen(config: FitConfig) -> dict[str, Any]:
     """The settings that are not FitConfig's defaults, so that a new setting does not make old results look stale."""
     defaults = {own.name: own.default for own in fields(config)}
     return {name: value for name, value in asdict(config).items() if value != defaults[name]}
+
+
+def _portable(value: Any) -> Any:
+    """Settings with files by their content, so that records hold in every checkout."""
+    if isinstance(value, dict):
+        return {name: _portable(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_portable(own) for own in value]
+    return source_digest(value) if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _hash(value: object) -> str:
