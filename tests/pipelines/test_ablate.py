@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 from project_runs import kedro_run
 
@@ -77,6 +78,7 @@ def test_a_study_is_screened_confirmed_told_and_not_measured_twice(project: Path
     assert all("mlflow.parentRunId" in run.data.tags for run in runs)
 
 
+@pytest.mark.slow
 def test_points_are_measured_on_other_worlds_and_bases(project: Path) -> None:
     (project / "conf/local").mkdir(exist_ok=True)
     (project / "conf/local/parameters_ablate.yml").write_text(STUDY)

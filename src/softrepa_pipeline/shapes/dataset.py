@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.shapes.captions import CaptionedScene, draw_captioned, word
 from softrepa_pipeline.shapes.claims import TASKS, Claim, ObjectClaim
 from softrepa_pipeline.shapes.renderers import RENDERERS
@@ -114,8 +115,11 @@ def _write(folder: Path, items: list[tuple[CaptionedScene, list[str]]], draw: Ca
             "claim": [json.dumps(asdict(item.claim)) for item, _ in items],
         }
     )
-    pq.write_table(table, folder / "pairs.parquet")
-    return hashlib.sha256((folder / "pairs.parquet").read_bytes()).hexdigest()[:16]
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    content = sink.getvalue().to_pybytes()
+    write_whole(folder / "pairs.parquet", content)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _png(image: np.ndarray) -> bytes:
