@@ -46,6 +46,8 @@ def test_sample_draws_prompts_with_and_without_tokens(
         "none": ["--tokens", tokens, "--strength", "0"],
         "soft": ["--tokens", tokens],
         "more": ["--tokens", tokens, "--strength", "1.5"],
+        "one branch": ["--tokens", tokens, "--conditional-only"],
+        "neither": ["--tokens", tokens, "--conditional-only", "--strength", "0"],
     }.items():
         run(*common, *extra, "--output", tmp_path / name)
         pictures[name] = Image.open(tmp_path / name / "grid.png")
@@ -56,6 +58,9 @@ def test_sample_draws_prompts_with_and_without_tokens(
     assert ImageChops.difference(pictures["base"], pictures["none"]).getbbox() is None
     assert ImageChops.difference(pictures["base"], pictures["soft"]).getbbox() is not None
     assert ImageChops.difference(pictures["soft"], pictures["more"]).getbbox() is not None
+    assert ImageChops.difference(pictures["soft"], pictures["one branch"]).getbbox() is not None
+    assert ImageChops.difference(pictures["base"], pictures["one branch"]).getbbox() is not None
+    assert ImageChops.difference(pictures["base"], pictures["neither"]).getbbox() is None
 
 
 def test_inspect_says_what_a_file_holds(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ for command in (mine, train, evaluate, serve, push, export):
 @click.option("--prompts-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One prompt a line.")
 @click.option("--negative-prompt")
 @click.option("--strength", default=1.0, show_default=True, help="0 is the base, 1 the tokens as trained.")
+@click.option("--conditional-only", is_flag=True, help="Tokens act on guidance's conditional branch alone.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Images for each prompt.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", type=int, help="The family's published number unless given.")
@@ -77,6 +78,7 @@ def sample(
     prompts_file: Path | None,
     negative_prompt: str | None,
     strength: float,
+    conditional_only: bool,
     seeds: int,
     seed: int,
     steps: int | None,
@@ -106,7 +108,8 @@ def sample(
     default_steps, default_guidance = SAMPLING[family]
     settings = SamplingConfig(steps or default_steps, batch_size, seeds, seed)
     scale = default_guidance if guidance is None else guidance
-    images = draw(backbone, texts, settings, scale, negative_prompt=negative_prompt)
+    one_branch = conditional_only and loaded is not None and strength > 0
+    images = draw(backbone, texts, settings, scale, negative_prompt=negative_prompt, conditional_only=one_branch)
     _write_images(images, texts, output)
 
 

@@ -99,15 +99,17 @@ def draw(
     guidance: float,
     label: str = "drawing",
     negative_prompt: str | None = None,
+    conditional_only: bool = False,
 ) -> np.ndarray:
-    """Draw images (prompts, seeds, height, width, 3), uint8, at one classifier-free guidance scale.
+    """Draw images (prompts, seeds, height, width, 3), uint8, at one classifier-free guidance scale, as `draw_batch`.
 
     Each image's noise is a function of (seed, prompt, index) alone, so that two models get the same noise.
     """
     work = [(prompt, index) for prompt in prompts for index in range(config.seeds_per_prompt)]
     images = []
     for start in tqdm(range(0, len(work), config.batch_size), desc=label, mininterval=2, leave=False):
-        images.append(draw_batch(backbone, work[start : start + config.batch_size], config, guidance, negative_prompt))
+        batch = work[start : start + config.batch_size]
+        images.append(draw_batch(backbone, batch, config, guidance, negative_prompt, conditional_only))
     drawn = np.concatenate(images)
     return drawn.reshape(len(prompts), config.seeds_per_prompt, *drawn.shape[1:])
 
