@@ -62,6 +62,11 @@ class Strength:
             raise ValueError(f"strength.timestep_range must lie in [0, 1000], not {self.timestep_range}")
 
 
+def as_strength(value: float | Strength) -> Strength:
+    """A bare number is a strength at all timesteps, in both branches."""
+    return value if isinstance(value, Strength) else Strength(value)
+
+
 def load_pipeline(
     base: str | Path, tokens: str | Path, strength: float | Strength = 1.0, **options: Any
 ) -> DiffusionPipeline:
@@ -75,7 +80,7 @@ def load_pipeline(
         ValueError: the file is damaged, its tokens do not fit the model, or `strength` is for one branch alone, which
             each call must ask for (docs/using-tokens.md).
     """
-    if isinstance(strength, Strength) and strength.conditional_only:
+    if as_strength(strength).conditional_only:
         raise ValueError("a pipeline's calls ask for the conditional branch alone themselves: docs/using-tokens.md")
     loaded, metadata = load_soft_tokens(Path(tokens))
     backbone = load_backbone(ModelConfig(metadata["family"], str(base), **options))
@@ -87,9 +92,8 @@ def load_pipeline(
 
 def add_tokens(backbone: Backbone, tokens: SoftTokens, strength: float | Strength = 1.0) -> Injection:
     """Put soft tokens into the layers that they were trained for; `conditional_only` is for `draw_batch` to see to."""
-    strength = strength if isinstance(strength, Strength) else Strength(strength)
-    sites, placed = backbone.sites(tokens.config.layers), tokens.to(backbone.device)
-    return inject(backbone.denoiser, sites, placed, strength.value, strength.timestep_range)
+    sites, own = backbone.sites(tokens.config.layers), as_strength(strength)
+    return inject(backbone.denoiser, sites, tokens.to(backbone.device), own.value, own.timestep_range)
 
 
 def draw(

@@ -26,6 +26,7 @@ from softrepa_pipeline.evaluation.scorers import ScorerConfig, Scores
 from softrepa_pipeline.inference import SamplingConfig
 from softrepa_pipeline.shapes.verifier import verify
 from softrepa_pipeline.soft_tokens import SoftTokens, SoftTokensConfig, save_soft_tokens
+from softrepa_pipeline.stages.evaluate import evaluate_tokens
 
 ROOT = Path(__file__).parents[2]
 CLIP = str(ROOT / "data/06_models/embedded/clip")
@@ -54,7 +55,7 @@ def soft(base: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
     sites = load_backbone(base.base).sites((0,))
     file = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
     tokens = SoftTokens(SoftTokensConfig(sites.names, 2, sites.width, 0))
-    save_soft_tokens(tokens, file, {"family": "sd3"})
+    save_soft_tokens(tokens, file, {"family": "sd3", "objective": "softrepa"})
     return replace(base, tokens=str(file))
 
 
@@ -179,3 +180,32 @@ def test_scores_carry_the_scale_that_tables_show_them_at(evaluation: Evaluation)
     assert isinstance(scores, Scores)
     assert scores.scale == evaluation.summary["scale"] == 100
     assert f"{100 * evaluation.summary['base']['overall']:.1f}" in format_table(evaluation.summary)
+
+
+def test_tokens_may_be_evaluated_on_the_conditional_branch_alone(soft: Model, world: Path, tmp_path: Path) -> None:
+    parameters = {
+        "prompts": "shapes",
+        "prompts_per_task": 1,
+        "validation_prompts_per_task": 1,
+        "guidance_scales": [3.0],
+        "strengths": [1.0],
+        "scorers": [{"name": "verifier"}],
+        "retrieval_images": 2,
+    }
+    num_images = {}
+    for conditional_only in (False, True):
+        summary = evaluate_tokens(
+            {"file": soft.tokens},
+            {"folder": str(world)},
+            {"family": "sd3", "base": soft.base.base, "max_sequence_length": 0},
+            {**parameters, "conditional_only": conditional_only},
+            {"settings": {"num_inference_steps": 2, "batch_size": 8}},
+            {name: str(tmp_path / name) for name in ("evaluation", "images", "prompts")},
+            {},
+        )
+        assert summary["conditional_only"] == conditional_only
+        num_images[conditional_only] = len(list((tmp_path / "images").iterdir()))
+        report = (tmp_path / "evaluation/report.html").read_text()
+        assert ("the conditional branch alone" in report) == conditional_only
+    # Base, soft tokens on the test prompts, their curves on the validation prompts; then the soft ones anew.
+    assert num_images == {False: 4 * 6, True: 6 * 6}

@@ -14,7 +14,7 @@ from disks import fill
 from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.evaluation import generation
 from softrepa_pipeline.evaluation.generation import Model, generate
-from softrepa_pipeline.inference import SCHEDULERS, SamplingConfig, draw
+from softrepa_pipeline.inference import SCHEDULERS, SamplingConfig, Strength, draw
 from softrepa_pipeline.runners import LocalRunner
 from softrepa_pipeline.shapes.dataset import read_prompts
 from softrepa_pipeline.shapes.verifier import verify
@@ -130,7 +130,9 @@ def test_what_makes_an_image_is_in_its_name_and_what_does_not_is_not(model: Mode
     generate(same, PROMPTS[:1], replace(SAMPLING, batch_size=1), 2.0, tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == count
     changes = [
-        (replace(model, strength=0.5), SAMPLING, 2.0),
+        (replace(model, strength=Strength(0.5)), SAMPLING, 2.0),
+        (replace(model, strength=Strength(timestep_range=(500.0, 1000.0))), SAMPLING, 2.0),
+        (replace(model, strength=Strength(conditional_only=True)), SAMPLING, 2.0),
         (replace(model, tokens=None), SAMPLING, 2.0),
         (model, replace(SAMPLING, seed=1), 2.0),
         (model, replace(SAMPLING, scheduler="ddim"), 2.0),

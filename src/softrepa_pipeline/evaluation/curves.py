@@ -42,7 +42,9 @@ def trace_curves(
 
 def _at(model: Model, strength: float) -> Model:
     """The model at a strength; at 0 the tokens do nothing, and the images are the base's."""
-    return replace(model, tokens=None) if strength == 0 else replace(model, strength=strength)
+    if strength == 0:
+        return replace(model, tokens=None)
+    return replace(model, strength=replace(model.strength, value=strength))
 
 
 def _point(prompts: Prompts, model: Model, guidance: float, studio: Studio, label: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _point(prompts: Prompts, model: Model, guidance: float, studio: Studio, labe
     distances = studio.measures.distances(prompts, images)
     return {
         "guidance": guidance,
-        "strength": model.strength if model.tokens is not None else 0.0,
+        "strength": model.strength.value if model.tokens is not None else 0.0,
         "alignment": asdict(alignment),
         "distances": {name: own for name, own in distances.items() if not isinstance(own, NotMeasured)},
     }

@@ -24,7 +24,8 @@ class EvaluationConfig:
     """What is measured, and by what; `prompts` is a set's name or a file of one prompt a line (`prompts.prompt_set`).
 
     The first scorer decides: guidance scales are compared by it on validation prompts, and each model keeps its best.
-    `sets` measure all images together; `strengths` are those of the tokens along their curve.
+    `sets` measure all images together; `strengths` are those of the tokens along their curve. With `conditional_only`
+    tokens act on guidance's conditional branch alone.
     """
 
     prompts: str
@@ -35,6 +36,7 @@ class EvaluationConfig:
     scorers: tuple[ScorerConfig, ...]
     sets: tuple[ScorerConfig, ...] = ()
     strengths: tuple[float, ...] = ()
+    conditional_only: bool = False
     retrieval_images: int = 96
     retrieval_captions: int = 8
 

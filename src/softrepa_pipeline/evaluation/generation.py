@@ -32,16 +32,18 @@ class Model:
 
     base: ModelConfig
     tokens: str | None = None
-    strength: float | Strength = 1.0
+    strength: Strength = Strength()  # noqa: RUF009 - frozen
 
     @property
     def conditional_only(self) -> bool:
-        return self.tokens is not None and isinstance(self.strength, Strength) and self.strength.conditional_only
+        return self.tokens is not None and self.strength.conditional_only
 
     def identity(self) -> dict[str, Any]:
         """What tells it from other models, by content."""
         base = {"digest": source_digest(self.base.base, self.base.revision), **asdict(self.base)}
-        tokens = None if self.tokens is None else [source_digest(self.tokens), asdict(self)["strength"]]
+        # Images are kept that were named before a strength was more than a number.
+        strength = self.strength.value if self.strength == Strength(self.strength.value) else asdict(self.strength)
+        tokens = None if self.tokens is None else [source_digest(self.tokens), strength]
         return {"base": {name: value for name, value in base.items() if name != "base"}, "tokens": tokens}
 
 

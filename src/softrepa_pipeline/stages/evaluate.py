@@ -22,6 +22,7 @@ from softrepa_pipeline.evaluation import (
     load_measures,
 )
 from softrepa_pipeline.evaluation.report import Context, format_table, write_report
+from softrepa_pipeline.inference import Strength
 from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import source_digest
@@ -49,16 +50,20 @@ def evaluate_tokens(
     _, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
     benchmark, studio = prepare(config, world, folders, runner)
     base = build(ModelConfig, model, "model")
-    evaluation = evaluate(config, benchmark, Model(base), Model(base, soft_tokens["file"]), studio)
+    soft = Model(base, soft_tokens["file"], Strength(conditional_only=config.conditional_only))
+    evaluation = evaluate(config, benchmark, Model(base), soft, studio)
     summary = evaluation.summary
     content = hashlib.sha256(Path(soft_tokens["file"]).read_bytes()).hexdigest()
     summary.update(family=metadata["family"], objective=metadata["objective"], tokens_sha256=content)
+    summary["conditional_only"] = config.conditional_only
     summary["seconds"]["total"] = time.perf_counter() - started
     report = Path(folders["evaluation"]) / REPORT_FILE
     log = read(Path(soft_tokens["log"])) if "log" in soft_tokens else []  # none where they were trained elsewhere
     triplets = report.with_name(TRIPLETS_FILE)
     edits = json.loads(triplets.read_text()) if triplets.is_file() else []
-    write_report(evaluation, Context(_identity(base, soft_tokens, metadata, run_id), log, edits), report)
+    identity = _identity(base, soft_tokens, metadata, run_id)
+    identity["tokens act on"] = "the conditional branch alone" if config.conditional_only else "both branches"
+    write_report(evaluation, Context(identity, log, edits), report)
     table = format_table(summary)
     logger.info("base against soft tokens, %d unseen prompts\n\n%s\n", summary["num_prompts"], table)
     logger.info("report: %s", report)

@@ -12,7 +12,7 @@ from typing import Any
 from softrepa_pipeline.backbones import ModelConfig
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation import Arm, Benchmark, EvaluationConfig, Model, Studio, measure
-from softrepa_pipeline.inference import SamplingConfig
+from softrepa_pipeline.inference import SamplingConfig, as_strength
 from softrepa_pipeline.pipelines.fit.nodes import fit_tokens
 from softrepa_pipeline.pipelines.ingest.nodes import ingest_pairs, render_world
 from softrepa_pipeline.pipelines.mine.nodes import mine_negatives
@@ -101,7 +101,7 @@ class Laboratory:
         scales = self._config.guidance_scales if point.guidance is None else (point.guidance,)
         benchmark, base = self.benchmark(point, on_test), self.base_of(point)
         if tokens is not None:
-            return measure(benchmark, Model(base, tokens, point.strength), scales, studio, label)
+            return measure(benchmark, Model(base, tokens, as_strength(point.strength)), scales, studio, label)
         key = _hash([settings, scales, base.base, point.world, on_test])
         if key not in self._bases:
             self._bases[key] = measure(benchmark, Model(base), scales, studio, label)
