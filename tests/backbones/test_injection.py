@@ -109,7 +109,7 @@ def test_strength_leads_from_the_base_to_the_tokens_and_beyond(backbone: Backbon
     assert steps[2] == pytest.approx(distance, rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["plain", "compiled"])
+@pytest.mark.parametrize("mode", ["plain", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_each_sample_may_have_its_share_of_the_strength(backbone: Backbone, mode: str) -> None:
     noised, prompt = batch(backbone)
     base, tokens = backbone.predict(noised, prompt), make_tokens(backbone.family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,14 @@ def test_points_that_use_no_newer_setting_keep_their_digests() -> None:
     assert _where_set(Point(fit={"num_tokens": 1}, strength=0.5)) == {}
     poisoned = Point(data=DataChange(poison="flooded", share=0.2))
     assert _data_settings(poisoned) == {"images": None, "poison": "flooded", "share": 0.2}
+
+
+def test_a_point_s_digest_holds_in_another_checkout(laboratory: Laboratory, tmp_path: Path) -> None:
+    digests = []
+    for checkout, content in (("here", "weights"), ("there", "weights"), ("changed", "others")):
+        model = tmp_path / checkout / "clip"
+        model.mkdir(parents=True)
+        (model / "model.safetensors").write_text(content)
+        evaluation = {"sets": [{"name": "cmmd", "model": str(model)}]}
+        digests.append(replace(laboratory, evaluation=evaluation).digest(Point(), 0.5))
+    assert digests[0] == digests[1] != digests[2]
