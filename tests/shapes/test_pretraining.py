@@ -12,7 +12,7 @@ from softrepa_pipeline.backbones import ModelConfig, load_backbone
 from softrepa_pipeline.mining import ClipEncoder
 from softrepa_pipeline.shapes import pretraining
 from softrepa_pipeline.shapes.base_models import PretrainConfig, pretrain
-from softrepa_pipeline.shapes.denoisers import FAMILIES, Teacher, train_denoiser
+from softrepa_pipeline.shapes.denoisers import FAMILIES, Teacher, denoising_loss, train_denoiser
 from softrepa_pipeline.shapes.pretraining import LoopSettings
 from softrepa_pipeline.shapes.tiny_models import build_sd3_transformer, build_text_encoder, build_tokenizer
 
@@ -28,7 +28,8 @@ def train(state_file: Path, settings: LoopSettings = SETTINGS) -> nn.ModuleDict:
     latents = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     tokens = pretraining.tokenize(tokenizer, CAPTIONS)
     null_tokens = pretraining.tokenize(tokenizer, [""])[0]
-    train_denoiser(FAMILIES["sd3"], modules, latents, tokens, null_tokens, settings, state_file)
+    loss = denoising_loss(FAMILIES["sd3"], modules, latents, tokens, null_tokens, settings)
+    train_denoiser(modules, loss, settings, state_file)
     return modules
 
 

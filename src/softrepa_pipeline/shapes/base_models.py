@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from softrepa_pipeline.shapes.denoisers import FAMILIES, VP_SCHEDULE, Teacher, train_denoiser
+from softrepa_pipeline.shapes.denoisers import FAMILIES, VP_SCHEDULE, Teacher, denoising_loss, train_denoiser
 from softrepa_pipeline.shapes.pretraining import (
     LoopSettings,
     Pool,
@@ -181,8 +181,9 @@ def _denoiser_process(config: PretrainConfig, work_folder: str) -> None:
     modules = family.modules(start)
     modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
     null_tokens = tokenize(start.tokenizer, [""])[0]
-    state_file, teacher = work / "denoiser.pt", _teacher(config)
-    train_denoiser(family, modules, pool["latents"], pool["tokens"], null_tokens, config.denoiser, state_file, teacher)
+    state_file, teacher, settings = work / "denoiser.pt", _teacher(config), config.denoiser
+    data = (pool["latents"], pool["tokens"], null_tokens)
+    train_denoiser(modules, denoising_loss(family, modules, *data, settings, teacher), settings, state_file)
     if rank == 0:
         save_file(
             {name: value.contiguous() for name, value in modules.state_dict().items()}, work / "denoiser.safetensors"

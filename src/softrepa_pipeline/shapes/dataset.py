@@ -115,11 +115,16 @@ def _write(folder: Path, items: list[tuple[CaptionedScene, list[str]]], draw: Ca
             "claim": [json.dumps(asdict(item.claim)) for item, _ in items],
         }
     )
+    return hashlib.sha256(write_table(table, folder / "pairs.parquet")).hexdigest()[:16]
+
+
+def write_table(table: pa.Table, file: Path) -> bytes:
+    """Write a Parquet file, whole or not at all; returns its content."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content = sink.getvalue().to_pybytes()
-    write_whole(folder / "pairs.parquet", content)
-    return hashlib.sha256(content).hexdigest()[:16]
+    write_whole(file, content)
+    return content
 
 
 def _png(image: np.ndarray) -> bytes:

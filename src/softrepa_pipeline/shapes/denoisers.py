@@ -216,16 +216,8 @@ def draw_noise(family: Family, clean: Tensor, generator: torch.Generator) -> tup
 
 
 def train_denoiser(
-    family: Family,
-    modules: nn.ModuleDict,
-    latents: Tensor,
-    tokens: Tensor,
-    null_tokens: Tensor,
-    settings: LoopSettings,
-    state_file: Path,
-    teacher: Teacher | None = None,
+    modules: nn.ModuleDict, loss: Callable[[int], Tensor], settings: LoopSettings, state_file: Path
 ) -> None:
-    """Train denoiser and text encoders together on the `denoising_loss`."""
-    loss = denoising_loss(family, modules, latents, tokens, null_tokens, settings, teacher)
+    """Train denoiser and text encoders together on a `denoising_loss`."""
     optimizers = muon_and_adamw(modules, settings)
     run_loop(modules, loss, settings, state_file, "denoiser", optimizers, ema_decay=0.9995)

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.mining.structured import CaptionEditor
 from softrepa_pipeline.randomness import numpy_generator
+from softrepa_pipeline.shapes.dataset import write_table
 from softrepa_pipeline.shapes.renderers import RENDERERS
 
 Captions = list[list[str]]  # of each image
@@ -98,7 +98,5 @@ def write_variant(source: Path, change: DataChange, file: Path, seed: int = 0) -
         order = numpy_generator(seed, "poison").permutation(len(captions))
         captions = POISONS[change.poison](captions, order[: round(change.share * len(captions))])
     table = pa.table({"image": table["image"], "captions": captions})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, sink.getvalue().to_pybytes())
+    write_table(table, file)
