@@ -60,5 +60,11 @@ def read_measured(file: Path) -> dict[str, Measured]:
     return {label: build(Measured, own, f"{file}: {label}") for label, own in json.loads(file.read_text()).items()}
 
 
+def kept_by_digest(folder: Path, family: str) -> dict[str, Measured]:
+    """All that was measured of a family, whichever study it was for; of two records the confirmed one."""
+    records = [own for file in sorted(folder.glob(f"*_{family}.json")) for own in read_measured(file).values()]
+    return {own.digest: own for own in sorted(records, key=lambda own: own.confirmed is not None)}
+
+
 def write_measured(file: Path, measured: Mapping[str, Measured]) -> None:
     write_json(file, {label: asdict(own) for label, own in measured.items()})

@@ -110,7 +110,8 @@ PRESETS: dict[tuple[str, str, str], Preset] = {
         for family, settings in {"sd15": _SD15, "sdxl": _SDXL, "sd3": _SD3}.items()
     },
     **{
-        ("embedded", family, objective): Preset(replace(settings, objective=objective), "docs/results.md")
+        (name, family, objective): Preset(replace(settings, objective=objective), told)
+        for name, told in {"embedded": "docs/results.md", "embedded_t500": "docs/studies"}.items()
         for family, settings in {"sd15": _TINY_SD15, "sdxl": _TINY_UNET, "sd3": _TINY_SD3}.items()
         for objective in OBJECTIVES
     },

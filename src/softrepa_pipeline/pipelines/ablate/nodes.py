@@ -13,7 +13,16 @@ from softrepa_pipeline import tracking
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation import Arm, summarise
 from softrepa_pipeline.pipelines.ablate.laboratory import Laboratory
-from softrepa_pipeline.studies import Measured, Point, Study, read_measured, read_study, write_measured, write_page
+from softrepa_pipeline.studies import (
+    Measured,
+    Point,
+    Study,
+    kept_by_digest,
+    read_measured,
+    read_study,
+    write_measured,
+    write_page,
+)
 from softrepa_pipeline.studies.measured import outcome
 from softrepa_pipeline.training.first_step import expected_decrease
 
@@ -24,11 +33,13 @@ logger = logging.getLogger(__name__)
 class AblateConfig:
     """Which study; how its points are screened (`screen_share` of the steps), how many and with what seeds confirmed.
 
+    Its `preset` is what points change, not the run's: studies stay comparable when that learns from them.
     Training seeds for confirmation differ from the screening's, which chose by its own luck. Without `confirm` it ends
     with the screening.
     """
 
     study: str
+    preset: str
     screen_share: float
     confirm: bool
     num_finalists: int
@@ -43,22 +54,22 @@ class AblateConfig:
 def run_study(
     pairs: dict[str, Any], negatives: dict[str, Any], world: dict[str, Any], parameters: dict[str, Any]
 ) -> dict[str, Any]:
-    """Screen every point of a study, confirm the best, and write its page; a point that was measured stays measured."""
+    """Screen every point of a study, confirm the best, and write its page; what any study has measured stays so."""
     config = build(AblateConfig, parameters["ablate"], "ablate")
     family, folder = parameters["model"]["family"], Path(parameters["folders"]["studies"])
     study = read_study(config.study, parameters["studies"], family)
     file = folder / "measured" / f"{study.name}_{family}.json"
+    parameters = {**parameters, "fit": {**parameters["fit"], "preset": config.preset}}
     laboratory = Laboratory(pairs, negatives, world, parameters, config.evaluation)
-    known = {} if parameters["force"] else read_measured(file)
-    measured: dict[str, Measured] = {}
-    for label, point in study.points.items():
-        digest = laboratory.digest(point, config.screen_share)
-        if label in known and known[label].digest == digest:
-            logger.info("%s, %s: measured on %s", study.name, label, known[label].date)
-            measured[label] = known[label]
+    kept = {} if parameters["force"] else kept_by_digest(file.parent, family)
+    digests = {label: laboratory.digest(point, config.screen_share) for label, point in study.points.items()}
+    measured = {label: kept[digest] for label, digest in digests.items() if digest in kept}
+    for label, digest in digests.items():
+        if label in measured:
+            logger.info("%s, %s: measured on %s", study.name, label, measured[label].date)
         else:
             measured[label] = _screen(study, label, laboratory, config, digest)
-            _write(study, {**known, **measured}, file)
+            _write(study, measured, file)
     for label in _finalists(study, measured, config.num_finalists) if config.confirm else []:
         if measured[label].confirmed is None:
             confirmed = _confirm(study, label, laboratory, config)
@@ -113,7 +124,7 @@ def _finalists(study: Study, measured: Mapping[str, Measured], count: int) -> li
 
 def _write(study: Study, measured: Mapping[str, Measured], file: Path) -> Path:
     """Keep what was measured, and tell it with what other families' records hold; returns the page."""
-    write_measured(file, measured)
+    write_measured(file, {label: measured[label] for label in study.points if label in measured})
     stored = sorted(file.parent.glob(f"{study.name}_*.json"))
     families = {own.stem.removeprefix(f"{study.name}_"): read_measured(own) for own in stored}
     return write_page(study, families, file.parents[1])
