@@ -16,7 +16,16 @@ from scene_truth import is_true_of
 
 from softrepa_pipeline.shapes.dataset import WorldConfig, write_world
 from softrepa_pipeline.shapes.verifier import Sight, look
-from softrepa_pipeline.studies import DataChange, Measured, Point, read_study, write_page, write_variant
+from softrepa_pipeline.studies import (
+    DataChange,
+    Measured,
+    Point,
+    kept_by_digest,
+    read_study,
+    write_measured,
+    write_page,
+    write_variant,
+)
 from softrepa_pipeline.studies.data import POISONS
 from softrepa_pipeline.studies.page import READING
 
@@ -103,6 +112,16 @@ def test_fewer_images_are_the_first(pairs: Path, tmp_path: Path) -> None:
     kept = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
     whole = pq.read_table(pairs, columns=["image", "captions"]).to_pylist()
     assert kept == whole[:10]
+
+
+def test_what_one_study_has_confirmed_stands_for_all_of_its_family(tmp_path: Path) -> None:
+    screened = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
+    confirmed = screened.with_confirmed(OUTCOME)
+    write_measured(tmp_path / "first_sd3.json", {"default": confirmed, "fewer": replace(screened, digest="b")})
+    write_measured(tmp_path / "second_sd3.json", {"clean": screened})
+    write_measured(tmp_path / "first_sdxl.json", {"default": replace(screened, digest="c")})
+    assert kept_by_digest(tmp_path, "sd3") == {"a": confirmed, "b": replace(screened, digest="b")}
+    assert kept_by_digest(tmp_path, "sd15") == {}
 
 
 def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) -> None:

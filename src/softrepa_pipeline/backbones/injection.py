@@ -47,7 +47,8 @@ class Injection:
 
     `strength` 1 is the tokens as trained, 0 the base itself, bit-equal. In between and beyond, each chosen block's
     output is base + strength · (with tokens − base), so chosen blocks run twice. It may be set at any time. Outside of
-    `timestep_range` the strength is 0; a call may give each of its samples a share of it (`asking`).
+    `timestep_range` the strength is 0; a call may give each of its samples a share of it (`asking`). A sample whose
+    strength comes to 0 or 1 runs once.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ def _register(
         layer = layer_of.get(index)
         # A tensor, not an int: dynamo would compile every block anew for each constant.
         row = None if layer is None else torch.tensor(layer, device=next(denoiser.parameters()).device)
-        prepend = _prepend(sites, row, argument_binder(block))
+        prepend = _prepend(sites, row, strength, argument_binder(block))
         handles.append(block.register_forward_pre_hook(prepend, with_kwargs=True))
         if row is not None:
             finish = _finish(sites, tokens.config.num_tokens, strength)
@@ -150,11 +151,11 @@ def _register(
 
 
 class _Attention(dict[str, Any]):
-    """A block's attention kwargs, with what its forward must not see: the samples' share of the strength (batch,)."""
+    """A block's attention kwargs, with what its forward must not see: the samples' weights, and all their arguments."""
 
-    def __init__(self, values: dict[str, Any], share: Tensor) -> None:
+    def __init__(self, values: dict[str, Any], weight: Tensor, whole: dict[str, Any]) -> None:
         super().__init__(values)
-        self.share = share
+        self.weight, self.whole = weight, whole
 
 
 def _make_tokens(
@@ -192,16 +193,25 @@ def _text_of(arguments: dict[str, Any]) -> Tensor:
     return text
 
 
-def _prepend(sites: Sites, row: Tensor | None, bind: Callable[..., dict]) -> Callable[..., tuple[tuple, dict]]:
+def _prepend(
+    sites: Sites, row: Tensor | None, strength: float, bind: Callable[..., dict]
+) -> Callable[..., tuple[tuple, dict]]:
+    """Before a block: its layer of the tokens in the text, of those samples that are to have them."""
+
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         arguments = bind(args, kwargs)
         carried = dict(arguments[sites.kwargs_name])
         states, share = carried.pop(_KEY)
-        arguments[sites.kwargs_name] = (carried or None) if share is None else _Attention(carried, share)
-        if row is not None:
-            text = _text_of(arguments)
-            layer = states.index_select(0, row.to(states.device)).squeeze(0).to(text)
-            arguments[_TEXT] = torch.cat([layer, text], dim=1)
+        arguments[sites.kwargs_name] = carried or None
+        if row is None:
+            return (), arguments
+        layer = states.index_select(0, row.to(states.device)).squeeze(0).to(_text_of(arguments))
+        if share is not None:
+            weight, whole = strength * share, arguments
+            soft = _rows(weight != 0)
+            arguments, layer = _of(whole, soft), layer.index_select(0, soft.to(layer.device))
+            arguments[sites.kwargs_name] = _Attention(carried, weight, whole)
+        arguments[_TEXT] = torch.cat([layer, arguments[_TEXT]], dim=1)
         return (), arguments
 
     return hook
@@ -215,19 +225,50 @@ def _finish(sites: Sites, num_tokens: int, strength: float) -> Callable[..., Any
             text, image = output
             output = (None if text is None else text[:, num_tokens:], image)
         attention = kwargs[sites.kwargs_name]
-        share = attention.share if isinstance(attention, _Attention) else None
-        if strength == 1 and share is None:
+        if isinstance(attention, _Attention):
+            return _join(block, attention, output)
+        if strength == 1:
             return output
         base = block.forward(**{**kwargs, _TEXT: kwargs[_TEXT][:, num_tokens:]})
-        weight = strength if share is None else strength * share
-        if not sites.text_persists:
-            return _between(base, output, weight)
-        return tuple(None if b is None else _between(b, o, weight) for b, o in zip(base, output, strict=True))
+        return _each(lambda b, o: torch.lerp(b, o, strength), base, output)
 
     return hook
 
 
-def _between(base: Tensor, output: Tensor, weight: float | Tensor) -> Tensor:
-    if isinstance(weight, Tensor):
-        weight = weight.to(base).view(-1, *[1] * (base.dim() - 1))
-    return torch.lerp(base, output, weight)
+def _join(block: nn.Module, attention: _Attention, output: Any) -> Any:
+    """The block's output for all samples: each is run without tokens, with them, or both ways, as its weight needs."""
+    weight = attention.weight
+    soft, plain = _rows(weight != 0), _rows(weight != 1)
+    base = block.forward(**_of(attention.whole, plain))
+
+    def between(base: Tensor, output: Tensor) -> Tensor:
+        zeros = output.new_zeros(len(weight), *output.shape[1:])
+        without = zeros.index_copy(0, plain.to(zeros.device), base)
+        with_tokens = zeros.index_copy(0, soft.to(zeros.device), output)
+        return torch.lerp(without, with_tokens, weight.to(zeros).view(-1, *[1] * (zeros.dim() - 1)))
+
+    return _each(between, base, output)
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    """The indices of chosen samples; the first where none is, as blocks cannot run none. Its weight leaves it out."""
+    rows = chosen.nonzero().flatten()
+    return rows if len(rows) else rows.new_zeros(1)
+
+
+def _of(arguments: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """A block's arguments for some of its samples."""
+    num_samples = len(arguments[_TEXT])
+    return {
+        name: value.index_select(0, rows.to(value.device))
+        if isinstance(value, Tensor) and value.dim() and len(value) == num_samples
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def _each(function: Callable[[Tensor, Tensor], Tensor], base: Any, output: Any) -> Any:
+    """A function of a block's output without and with tokens, or of each part of it; the last has no text."""
+    if isinstance(output, Tensor):
+        return function(base, output)
+    return tuple(None if b is None else function(b, o) for b, o in zip(base, output, strict=True))

@@ -15,7 +15,7 @@ from softrepa_pipeline.evaluation.intrinsic import measure_by_depth, summarise_d
 from softrepa_pipeline.evaluation.scorers import ScorerConfig, Scores
 from softrepa_pipeline.evaluation.studio import Studio
 from softrepa_pipeline.evaluation.summary import summarise
-from softrepa_pipeline.inference import SamplingConfig
+from softrepa_pipeline.inference import SamplingConfig, Strength
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 
 
@@ -52,6 +52,10 @@ class EvaluationConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"evaluation.{name} must be at least {value}, not {getattr(self, name)}")
+
+    def soft_model(self, base: ModelConfig, tokens: str) -> Model:
+        """A base with the soft tokens of a file, acting where this evaluation has them act."""
+        return Model(base, tokens, Strength(conditional_only=self.conditional_only))
 
 
 @dataclass(frozen=True)

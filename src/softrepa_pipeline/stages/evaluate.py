@@ -22,7 +22,6 @@ from softrepa_pipeline.evaluation import (
     load_measures,
 )
 from softrepa_pipeline.evaluation.report import Context, format_table, write_report
-from softrepa_pipeline.inference import Strength
 from softrepa_pipeline.runners import RunnerConfig, make_runner
 from softrepa_pipeline.soft_tokens import load_soft_tokens
 from softrepa_pipeline.stage import source_digest
@@ -50,7 +49,7 @@ def evaluate_tokens(
     _, metadata = load_soft_tokens(Path(soft_tokens["file"]), model["family"])
     benchmark, studio = prepare(config, world, folders, runner)
     base = build(ModelConfig, model, "model")
-    soft = Model(base, soft_tokens["file"], Strength(conditional_only=config.conditional_only))
+    soft = config.soft_model(base, soft_tokens["file"])
     evaluation = evaluate(config, benchmark, Model(base), soft, studio)
     summary = evaluation.summary
     content = hashlib.sha256(Path(soft_tokens["file"]).read_bytes()).hexdigest()

@@ -51,7 +51,7 @@ def measure_results(
                 pairs, negatives, model, own_fit, execution, sampling, own_folders, runner, cache, force
             )
             seconds.append(trained["seconds"])
-            soft = Model(base_model, trained["file"])
+            soft = config.soft_model(base_model, trained["file"])
             arms.append(measure(benchmark, soft, config.guidance_scales, studio, f"{objective}, seed {seed}"))
         summary = {**summarise(benchmark, base, arms), "seconds": {"training": sum(seconds) / len(seconds)}}
         summaries[objective] = summary
@@ -59,6 +59,7 @@ def measure_results(
     results = {
         "family": model["family"],
         "seeds": parameters["training_seeds"],
+        "conditional_only": config.conditional_only,
         "machine": f"{os.cpu_count()} {platform.machine()} cores",
         "objectives": summaries,
     }

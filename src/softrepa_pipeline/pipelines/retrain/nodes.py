@@ -154,8 +154,8 @@ def judge_challenger(
     base = Model(build(ModelConfig, model, "model"))
     models = {
         "base": base,
-        "champion": base if news["champion_tokens"] is None else Model(base.base, news["champion_tokens"]),
-        "challenger": Model(base.base, challenger["tokens"]),
+        "champion": base if news["champion_tokens"] is None else own.soft_model(base.base, news["champion_tokens"]),
+        "challenger": own.soft_model(base.base, challenger["tokens"]),
     }
     arms = {name: measure(benchmark, of, own.guidance_scales, studio, name) for name, of in models.items()}
     summary = summarise(benchmark, arms["champion"], [arms["challenger"]])
