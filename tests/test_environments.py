@@ -14,6 +14,7 @@ from softrepa_pipeline.settings import CONFIG_LOADER_ARGS
 from softrepa_pipeline.training import PRESETS, FitConfig, fit_config
 
 CONF = Path(__file__).parents[1] / "conf"
+PUBLISHED = ("paper", "sd15", "sdxl", "sd3")  # environments
 
 
 def parameters(environment: str, **runtime: Any) -> dict[str, Any]:
@@ -52,6 +53,13 @@ def test_the_paper_s_settings_on_an_embedded_base() -> None:
     published = PRESETS["published", "sd3", "softrepa"].settings
     assert (config.logits, config.temperature, config.num_buckets) == ("exponential", 0.07, 100)
     assert (config.resolution, published.resolution) == (32, 512)
+
+
+@pytest.mark.parametrize(("environment", "one_branch"), [("base", True), *dict.fromkeys(PUBLISHED, False).items()])
+def test_published_settings_draw_in_both_branches_of_guidance(environment: str, one_branch: bool) -> None:
+    found = parameters(environment)
+    assert found["evaluation"]["conditional_only"] == one_branch
+    assert found["results"]["evaluation"]["conditional_only"] == one_branch
 
 
 def test_no_family_or_objective_overwrites_another_s_edits() -> None:

@@ -135,14 +135,14 @@ def _check(sites: Sites, tokens: Tokens) -> None:
 def _register(
     denoiser: nn.Module, sites: Sites, tokens: Tokens, strength: float, timestep_range: tuple[float, float]
 ) -> list[RemovableHandle]:
-    make_tokens = _make_tokens(sites, tokens, timestep_range, argument_binder(denoiser))
+    make_tokens = _make_tokens(sites, tokens, strength, timestep_range, argument_binder(denoiser))
     handles = [denoiser.register_forward_pre_hook(make_tokens, with_kwargs=True)]
     layer_of = {block: 0 if tokens.config.shared else layer for layer, block in enumerate(sites.chosen)}
     for index, block in enumerate(sites.blocks):
         layer = layer_of.get(index)
         # A tensor, not an int: dynamo would compile every block anew for each constant.
         row = None if layer is None else torch.tensor(layer, device=next(denoiser.parameters()).device)
-        prepend = _prepend(sites, row, strength, argument_binder(block))
+        prepend = _prepend(sites, row, argument_binder(block))
         handles.append(block.register_forward_pre_hook(prepend, with_kwargs=True))
         if row is not None:
             finish = _finish(sites, tokens.config.num_tokens, strength)
@@ -150,16 +150,25 @@ def _register(
     return handles
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """How strongly the tokens act on each sample of a call (batch,), and which samples run with and without them."""
+
+    weight: Tensor
+    soft: Tensor
+    plain: Tensor
+
+
 class _Attention(dict[str, Any]):
     """A block's attention kwargs, with what its forward must not see: the samples' weights, and all their arguments."""
 
-    def __init__(self, values: dict[str, Any], weight: Tensor, whole: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], weights: _Weights, whole: dict[str, Any]) -> None:
         super().__init__(values)
-        self.weight, self.whole = weight, whole
+        self.weights, self.whole = weights, whole
 
 
 def _make_tokens(
-    sites: Sites, tokens: Tokens, timestep_range: tuple[float, float], bind: Callable[..., dict]
+    sites: Sites, tokens: Tokens, strength: float, timestep_range: tuple[float, float], bind: Callable[..., dict]
 ) -> Callable[..., tuple[tuple, dict]]:
     low, high = timestep_range
 
@@ -179,7 +188,8 @@ def _make_tokens(
             within = ((low <= timestep) & (timestep <= high)).float()
             share = within if share is None else within * share.to(device)
         states = tokens(timestep) if bank is None else tokens(timestep, bank.to(device))
-        return (), {**arguments, sites.kwargs_name: {**carried, _KEY: (states.to(text.device), share)}}
+        weights = None if share is None else _weigh(strength * share)
+        return (), {**arguments, sites.kwargs_name: {**carried, _KEY: (states.to(text.device), weights)}}
 
     return hook
 
@@ -193,24 +203,25 @@ def _text_of(arguments: dict[str, Any]) -> Tensor:
     return text
 
 
-def _prepend(
-    sites: Sites, row: Tensor | None, strength: float, bind: Callable[..., dict]
-) -> Callable[..., tuple[tuple, dict]]:
+def _weigh(weight: Tensor) -> _Weights:
+    return _Weights(weight, _rows(weight != 0), _rows(weight != 1))
+
+
+def _prepend(sites: Sites, row: Tensor | None, bind: Callable[..., dict]) -> Callable[..., tuple[tuple, dict]]:
     """Before a block: its layer of the tokens in the text, of those samples that are to have them."""
 
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         arguments = bind(args, kwargs)
         carried = dict(arguments[sites.kwargs_name])
-        states, share = carried.pop(_KEY)
+        states, weights = carried.pop(_KEY)
         arguments[sites.kwargs_name] = carried or None
         if row is None:
             return (), arguments
         layer = states.index_select(0, row.to(states.device)).squeeze(0).to(_text_of(arguments))
-        if share is not None:
-            weight, whole = strength * share, arguments
-            soft = _rows(weight != 0)
-            arguments, layer = _of(whole, soft), layer.index_select(0, soft.to(layer.device))
-            arguments[sites.kwargs_name] = _Attention(carried, weight, whole)
+        if weights is not None:
+            whole = arguments
+            arguments, layer = _of(whole, weights.soft), layer.index_select(0, weights.soft.to(layer.device))
+            arguments[sites.kwargs_name] = _Attention(carried, weights, whole)
         arguments[_TEXT] = torch.cat([layer, arguments[_TEXT]], dim=1)
         return (), arguments
 
@@ -237,8 +248,7 @@ def _finish(sites: Sites, num_tokens: int, strength: float) -> Callable[..., Any
 
 def _join(block: nn.Module, attention: _Attention, output: Any) -> Any:
     """The block's output for all samples: each is run without tokens, with them, or both ways, as its weight needs."""
-    weight = attention.weight
-    soft, plain = _rows(weight != 0), _rows(weight != 1)
+    weight, soft, plain = attention.weights.weight, attention.weights.soft, attention.weights.plain
     base = block.forward(**_of(attention.whole, plain))
 
     def between(base: Tensor, output: Tensor) -> Tensor:
