@@ -26,8 +26,8 @@ lint: .venv/.ok  ## ruff, mypy, import contracts
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 
-test: lint  ## lint, then the test suite, a process a core
-	$(BIN)/pytest -n logical --dist worksteal
+test: lint  ## lint, then the test suite, a process of one thread a core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
 
 test-slow: .venv/.ok  ## the long fault and soak suites
 	$(BIN)/pytest -m "slow and not gpu"

@@ -24,7 +24,8 @@ SMALL = ",".join(
     [
         "world.train_images=64,world.validation_prompts_per_task=2,world.test_prompts_per_task=4",
         FIT,
-        "evaluation.prompts_per_task=4,evaluation.validation_prompts_per_task=2,evaluation.retrieval_images=6",
+        "evaluation.prompts_per_task=4,evaluation.validation_prompts_per_task=2,evaluation.retrieval_images=2",
+        "evaluation.retrieval_captions=2,evaluation.guidance_scales=[3.0],evaluation.strengths=[1.0]",
         "sampling.settings.num_inference_steps=4",
     ]
 )

@@ -33,7 +33,8 @@ ablate:
 PARAMS = ",".join(
     [
         "study=small,ablate.num_finalists=1,ablate.evaluation.prompts_per_task=2",
-        "ablate.evaluation.validation_prompts_per_task=2,ablate.evaluation.retrieval_images=4",
+        "ablate.evaluation.validation_prompts_per_task=2,ablate.evaluation.retrieval_images=2",
+        "ablate.evaluation.retrieval_captions=2,ablate.evaluation.guidance_scales=[2.0]",
         "world.train_images=64,world.validation_prompts_per_task=2,world.test_prompts_per_task=2",
         "fit.num_steps=4,fit.batch_size=4,fit.held_out_images=8,sampling.settings.num_inference_steps=2",
         "folders.studies=docs/studies",

@@ -25,7 +25,8 @@ SMALL = ",".join(
     [
         "world.train_images=16,world.validation_prompts_per_task=2,world.test_prompts_per_task=4",
         "fit.num_steps=4,fit.batch_size=8,fit.held_out_images=0,retrain.fit.num_steps=2,mine.min_fit=-9.0",
-        "evaluation.prompts_per_task=4,evaluation.validation_prompts_per_task=2,evaluation.retrieval_images=6",
+        "evaluation.prompts_per_task=4,evaluation.validation_prompts_per_task=2,evaluation.retrieval_images=2",
+        "evaluation.retrieval_captions=2,evaluation.guidance_scales=[3.0],evaluation.strengths=[1.0]",
         "sampling.settings.num_inference_steps=2,retrain.fresh_images=4",
         "retrain.gate.min_gain=-1.0,retrain.gate.counting_margin=1.0,retrain.gate.fidelity_margin=99.0",
         "retrain.gate.fresh_margin=1.0,retrain.gate.max_bad_share=0.2",
