@@ -122,8 +122,8 @@ def test_every_plan_of_the_pair_engine_has_the_same_gradient(
             losses.append(torch.cat([result.losses.loss for result in results]))
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in method.trainable]))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
-    # Sums in another order differ by 1e-5 in float32, more or less by processor; a pair left out, by 1e-2.
-    assert (gradients[1] - gradients[0]).norm() <= 1e-4 * gradients[0].norm()
+    # Sums in another order: float32 was found to differ by up to 1.06e-5, by processor.
+    assert (gradients[1] - gradients[0]).norm() <= 3e-5 * gradients[0].norm()
 
 
 def test_training_lowers_the_error_and_leaves_the_base_alone(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:
