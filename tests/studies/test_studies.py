@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_a_study_has_the_points_of_all_families_and_its_own() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"references": ["other"]}, "references names 'other'"),
+        ({"references": ["other"]}, r"studies\.small\.references names 'other'"),
+        ({"curves": {"tokens": {"default": 4, "other": 1}}}, r"studies\.small\.curves\.tokens names 'other'"),
         ({"points": {"default": {"fitt": {}}}}, r"studies\.small\.default\.fitt"),
         ({"points": {"default": {"data": {"poison": "arsenic"}}}}, "data.poison must be one of"),
         ({"points": {"default": {"data": {"poison": "flooded", "share": 2.0}}}}, "data.share"),
@@ -145,3 +147,14 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     assert again.endswith("It helps.\n")
     assert again.partition(READING)[0] == text.partition(READING)[0]
     assert (tmp_path / "small_sd3.svg").read_bytes() == figure
+
+
+def test_curves_are_drawn_against_their_quantity_as_far_as_measured(tmp_path: Path) -> None:
+    curves = {"curves": {"tokens": {"default": 4, "fewer": 1}, "layers": {"default": 6, "first": 80}}}
+    point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
+    study = read_study("small", {"small": {**STUDIES["small"], **curves}}, "sd3")
+    page = write_page(study, {"sd3": {"default": point, "fewer": point}}, tmp_path)
+    assert "![small, sd3](small_sd3.svg)" in page.read_text()
+    written = re.findall(r">([^<>]+)</text>", (tmp_path / "small_sd3.svg").read_text())
+    assert {"tokens", "layers", "1", "4", "6", "alignment (points)", "counting (points)"} <= set(written)
+    assert "80" not in written

@@ -39,27 +39,38 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and its points by label. The `references` are confirmed whatever the screening makes of them."""
+    """A question and its points by label. The `references` are confirmed whatever the screening makes of them.
+
+    `curves` has the figure drawn against a quantity, logarithmic, in place of a row a point: by the quantity's name,
+    how much of it each of some points has.
+    """
 
     name: str
     question: str
     references: tuple[str, ...]
     points: dict[str, Point]
+    curves: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        told = {"references": self.references, **{f"curves.{name}": own for name, own in self.curves.items()}}
+        for where, labels in told.items():
+            for label in labels:
+                if label not in self.points:
+                    known = ", ".join(self.points)
+                    raise ValueError(
+                        f"studies.{self.name}.{where} names {label!r}, none of the family's points: {known}"
+                    )
 
 
 def read_study(name: str, studies: Mapping[str, Any], family: str) -> Study:
     """A study as the configuration has it: `points` of all families, then those of this one (`family_points`).
 
     Raises:
-        ValueError: there is no such study, it says something unknown, or a reference is not one of its points.
+        ValueError: there is no such study, it says something unknown, or names a point that it has not.
     """
     if name not in studies:
         raise ValueError(f"no study {name!r}; --params study= one of {', '.join(studies)}")
     written = dict(studies[name])
     labelled = {**written.pop("points", {}), **written.pop("family_points", {}).get(family, {})}
     points = {label: build(Point, own or {}, f"studies.{name}.{label}") for label, own in labelled.items()}
-    study = build(Study, {**written, "name": name, "points": points}, f"studies.{name}")
-    for label in study.references:
-        if label not in points:
-            raise ValueError(f"studies.{name}.references names {label!r}, which is none of its points for {family}")
-    return study
+    return build(Study, {**written, "name": name, "points": points}, f"studies.{name}")
