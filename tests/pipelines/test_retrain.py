@@ -59,13 +59,16 @@ def test_from_a_first_drop_to_a_champion_and_a_bad_drop_that_does_not_replace_it
     draw = (
         "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]);"
         "model = mlflow.pyfunc.load_model('models:/softrepa-embedded_sd3-softrepa@champion');"
+        "print(model.model_config['conditional_only']);"
         "print(model.predict(['a red circle'], {'steps': 2})['image'][0][:11])"
     )
     store = f"sqlite:///{project / 'mlflow.db'}"
     drawn = subprocess.run(
         [sys.executable, "-c", draw, store], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert drawn.stdout.strip().endswith("iVBORw0KGgo"), "the champion can be served: a PNG in base64"
+    where, png = drawn.stdout.split()[-2:]
+    assert png == "iVBORw0KGgo", "the champion can be served: a PNG in base64"
+    assert where == "True", "served as it was judged, by evaluation.conditional_only"
 
     drop(inbox, "a.parquet", 60, 1, num_bad=18)
     (project / "conf/local").mkdir(exist_ok=True)

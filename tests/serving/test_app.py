@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -60,6 +61,21 @@ def test_it_draws_what_sample_draws(client: TestClient, sd3_folder: Path, tokens
         expected = draw_batch(backbone, [("a red circle", 0)], SamplingConfig(2, 1, seed=7), 4.0)[0]
     drawn = pixels(client.post("/api/draw", json={**CIRCLE, "strength": strength}))
     assert (drawn == expected).all()
+
+
+def test_in_one_branch_it_draws_what_sample_draws_there(model_folders: dict[str, Path], tokens: Path) -> None:
+    own = load_painter(base_of(model_folders["sd3"]), tokens, replace(DEFAULTS, conditional_only=True))
+    backbone, sampling = load(model_folders["sd3"], "sd3"), SamplingConfig(2, 1, seed=7)
+    base = draw_batch(backbone, [("a red circle", 0)], sampling, 4.0)[0]
+    with add_tokens(backbone, load_soft_tokens(tokens)[0]):
+        both, one = (
+            draw_batch(backbone, [("a red circle", 0)], sampling, 4.0, conditional_only=only)[0]
+            for only in (False, True)
+        )
+    assert (one != both).any()
+    for strength, expected in ((1.0, one), (0.0, base)):
+        drawn = np.array(Image.open(io.BytesIO(own.draw(Drawing(**CIRCLE, strength=strength)))))
+        assert (drawn == expected).all()
 
 
 def test_every_field_changes_the_image(client: TestClient) -> None:

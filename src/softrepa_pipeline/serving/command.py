@@ -18,10 +18,18 @@ _SHUTDOWN_SECONDS = 3
 @click.option("--tokens", type=click.Path(path_type=Path), required=True, help="Soft-token file.")
 @click.option("--steps", type=int, help="Where the page names none; the family's published number unless given.")
 @click.option("--guidance", type=float, help="Likewise; the family's published scale unless given.")
+@click.option("--conditional-only", is_flag=True, help="Tokens act on guidance's conditional branch alone.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 def serve(
-    family: str, tokens: Path, steps: int | None, guidance: float | None, host: str, port: int, **base: Any
+    family: str,
+    tokens: Path,
+    steps: int | None,
+    guidance: float | None,
+    conditional_only: bool,
+    host: str,
+    port: int,
+    **base: Any,
 ) -> None:
     """Open a page where base and soft tokens draw side by side, with a slider for the tokens' strength."""
     import uvicorn
@@ -31,7 +39,9 @@ def serve(
 
     published_steps, published_guidance = SAMPLING[family]
     defaults = Defaults(
-        published_guidance if guidance is None else guidance, published_steps if steps is None else steps
+        published_guidance if guidance is None else guidance,
+        published_steps if steps is None else steps,
+        conditional_only,
     )
     app = create_app(load_painter(model_config(family, **base), tokens, defaults), f"{family} with {tokens.name}")
     click.echo(f"softrepa serves {family} on http://{host}:{port} (Ctrl-C ends it)")

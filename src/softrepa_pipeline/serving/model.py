@@ -61,7 +61,7 @@ class PromptsToImages(PythonModel):
             FileNotFoundError: the base is not there; name another one with the model's configuration.
         """
         config = dict(context.model_config)
-        defaults = Defaults(config.pop("guidance"), config.pop("steps"))
+        defaults = Defaults(config.pop("guidance"), config.pop("steps"), config.pop("conditional_only"))
         model = ModelConfig(**{**config, "base": config["base"] or context.artifacts["base"]})
         self._painter = load_painter(model, Path(context.artifacts["tokens"]), defaults)
 

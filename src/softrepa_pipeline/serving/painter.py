@@ -36,10 +36,14 @@ class Drawing(BaseModel):
 
 @dataclass(frozen=True)
 class Defaults:
-    """Guidance and steps of a drawing that does not name its own."""
+    """Guidance and steps of a drawing that does not name its own, and where the tokens of all drawings act.
+
+    With `conditional_only` that is guidance's conditional branch alone, as in `inference.Strength`.
+    """
 
     guidance: float
     steps: int
+    conditional_only: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= MAX_GUIDANCE:
@@ -62,7 +66,10 @@ class Painter:
         sampling = SamplingConfig(drawing.steps or self.defaults.steps, batch_size=1, seed=drawing.seed)
         with self._turn:
             self._injection.strength = drawing.strength
-            pixels = draw_batch(self._backbone, [(drawing.prompt, 0)], sampling, guidance)[0]
+            one_branch = self.defaults.conditional_only and drawing.strength > 0
+            pixels = draw_batch(self._backbone, [(drawing.prompt, 0)], sampling, guidance, conditional_only=one_branch)[
+                0
+            ]
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "png")
         return png.getvalue()

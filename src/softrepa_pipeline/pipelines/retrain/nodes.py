@@ -176,6 +176,7 @@ def judge_challenger(
         "checks": [asdict(check) for check in checks],
         "against_champion": summary["delta"]["overall"],
         "against_base": against_base,
+        "conditional_only": own.conditional_only,
     }
 
 
@@ -232,7 +233,8 @@ def _register(
     """Promote the tokens, as a model that MLflow can serve where a run is tracked."""
     run_id, source = tracking.active_run_id(), tokens
     if run_id is not None:
-        defaults = Defaults(sampling["guidance"], sampling["settings"]["num_inference_steps"])
+        num_steps = sampling["settings"]["num_inference_steps"]
+        defaults = Defaults(sampling["guidance"], num_steps, verdict["conditional_only"])
         source = log_model(Path(tokens), build(ModelConfig, model, "model"), defaults).model_uri
     gain = "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**verdict["against_base"])
     return registry.promote(tokens, source, run_id, {"softrepa.gain_over_base": gain})
