@@ -45,7 +45,9 @@ OUTCOME: dict[str, Any] = {
     "retrieval": {**INTERVAL, "mean": -0.04, "low": -0.07, "high": 0.02},
     "repetition": INTERVAL,
     "distances": {"cmmd": -0.1},
-    "guidance": {"soft": [2.0, 2.0]},
+    "guidance": {"base": 3.0, "soft": [2.0, 3.0]},
+    "num_trainings": 2,
+    "num_prompts": 354,
 }
 
 
@@ -67,6 +69,7 @@ def test_a_study_has_the_points_of_all_families_and_its_own() -> None:
     ("change", "message"),
     [
         ({"references": ["other"]}, r"studies\.small\.references names 'other'"),
+        ({"unranked": ["other"]}, r"studies\.small\.unranked names 'other'"),
         ({"curves": {"tokens": {"default": 4, "other": 1}}}, r"studies\.small\.curves\.tokens names 'other'"),
         ({"points": {"default": {"fitt": {}}}}, r"studies\.small\.default\.fitt"),
         ({"points": {"default": {"data": {"poison": "arsenic"}}}}, "data.poison must be one of"),
@@ -136,10 +139,12 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     study = read_study("small", STUDIES, "sd3")
     page = write_page(study, {"sd3": measured}, tmp_path)
     text = page.read_text()
-    assert "| default | 3072 | 16 k | 2.1 | +5.0 [+1.0, +9.0] | +3.1 [+1.0, +9.0] | -4.0 [-7.0, +2.0] |" in text
-    assert "| setting | counting | two object |\n| --- | --- | --- |\n" in text
-    assert "| fewer | +5.0 [+1.0, +9.0] | +2.0 [+1.0, +9.0] |\n" in text
-    assert "over these 3 settings" in text
+    own = "-4.0 [-7.0, +2.0] | +0.050 [+0.010, +0.090] | -0.100 | 3 → 2, 3 |"
+    assert f"| default | 3072 | 16 k | +5.0 [+1.0, +9.0] | {own} 1.5 |\n" in text
+    assert f"| default | 2 | 354 | +3.1 [+1.0, +9.0] | {own}\n" in text
+    assert text.count("| setting | counting | two object |\n| --- | --- | --- |\n") == 2
+    assert text.count("| fewer | +5.0 [+1.0, +9.0] | +2.0 [+1.0, +9.0] |\n") == 1
+    assert "romise" not in text
     assert "<svg" in (tmp_path / "small_sd3.svg").read_text()
     figure = (tmp_path / "small_sd3.svg").read_bytes()
     page.write_text(text.partition(READING)[0] + f"{READING}\n\nIt helps.\n")
@@ -147,6 +152,23 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     assert again.endswith("It helps.\n")
     assert again.partition(READING)[0] == text.partition(READING)[0]
     assert (tmp_path / "small_sd3.svg").read_bytes() == figure
+
+
+def test_a_page_tells_how_promise_ranks_the_settings_of_one_loss(tmp_path: Path) -> None:
+    point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
+    gains = {"default": 0.02, "fewer": 0.01, "first": 0.05}
+    measured = {
+        label: replace(point, expected_decrease=promise, screen={**OUTCOME, "gain": {**INTERVAL, "mean": gains[label]}})
+        for label, promise in (("default", 0.002), ("fewer", 0.001), ("first", 0.0005))
+    }
+    for unranked, told in (
+        ([], "over the 3 settings of the default's loss: -0.50 (p = 0.667)."),
+        (["first"], "| first | 3072 | 16 k | 0.5 | +5.0"),
+    ):
+        study = read_study("small", {"small": {**STUDIES["small"], "unranked": unranked}}, "sd3")
+        text = write_page(study, {"sd3": measured}, tmp_path).read_text()
+        assert told in text
+        assert ("Rank correlation" in text) == (not unranked), "two settings have no order to tell"
 
 
 def test_curves_are_drawn_against_their_quantity_as_far_as_measured(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def write_page(study: Study, families: Mapping[str, Mapping[str, Measured]], fol
         save_figure(figure, folder / f"{study.name}_{family}.svg")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string((files(__package__) / "page.md.j2").read_text("utf-8"))
-    told = {family: _told(measured) for family, measured in families.items()}
+    told = {family: _told(study, measured) for family, measured in families.items()}
     generated = template.render(study=study, families=told)
     write_whole(page, f"{generated.rstrip()}\n\n{_reading(page)}".encode())
     return page
@@ -38,33 +38,44 @@ def _reading(page: Path) -> str:
     return heading + reading if heading else f"{READING}\n\nNot written yet.\n"
 
 
-def _told(measured: Mapping[str, Measured]) -> dict[str, Any]:
-    rows = [_row(label, own) for label, own in measured.items()]
-    told = {"rows": rows, "tasks": list(dict.fromkeys(task for row in rows for task in row["tasks"]))}
-    expected = [own.expected_decrease for own in measured.values()]
-    if len(set(expected)) < 3:
-        return {**told, "correlation": None}
-    gains = [own.screen["gain"]["mean"] for own in measured.values()]
-    return {**told, "correlation": spearmanr(expected, gains)}
+def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    ranked = [own for label, own in measured.items() if label not in (study.unranked or ())]
+    told: dict[str, Any] = {
+        "screened": [_row(label, own, own.screen) for label, own in measured.items()],
+        "confirmed": [_row(label, own, own.confirmed) for label, own in measured.items() if own.confirmed],
+        "num_ranked": len(ranked),
+        "correlation": None,
+    }
+    expected = [own.expected_decrease for own in ranked]
+    if study.unranked is not None and len(set(expected)) > 2:
+        told["correlation"] = spearmanr(expected, [own.screen["gain"]["mean"] for own in ranked])
+    return told
 
 
-def _row(label: str, own: Measured) -> dict[str, Any]:
-    told = own.confirmed or own.screen
+def _row(label: str, own: Measured, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    repetition = outcome["repetition"]
     return {
         "label": label,
         "pairs": f"{own.num_pairs / 1000:.0f} k",
         "parameters": own.num_parameters,
-        "expected": f"{1000 * own.expected_decrease:.1f}",
-        "minutes": own.seconds / 60,
-        "screen": _interval(own.screen["gain"]),
-        "confirmed": _interval(own.confirmed["gain"]) if own.confirmed else "",
-        "tasks": {task: _interval(delta) for task, delta in told["tasks"].items()},
-        "retrieval": _interval(told["retrieval"]),
-        "repetition": told["repetition"]["mean"],
-        "distances": ", ".join(f"{value:+.3f}" for value in told["distances"].values()),
-        "guidance": ", ".join(f"{scale:g}" for scale in dict.fromkeys(told["guidance"]["soft"])),
+        "promise": f"{1000 * own.expected_decrease:.1f}",
+        "minutes": f"{own.seconds / 60:.1f}",
+        "trainings": outcome["num_trainings"],
+        "prompts": outcome["num_prompts"],
+        "gain": _interval(outcome["gain"]),
+        "tasks": {task: _interval(delta) for task, delta in outcome["tasks"].items()},
+        "retrieval": _interval(outcome["retrieval"]),
+        "repetition": "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**repetition),
+        "distances": ", ".join(f"{value:+.3f}" for value in outcome["distances"].values()),
+        "guidance": _guidance(outcome["guidance"]),
     }
 
 
 def _interval(delta: Mapping[str, float]) -> str:
     return "{mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{name: 100 * value for name, value in delta.items()})
+
+
+def _guidance(chosen: Mapping[str, Any]) -> str:
+    """The base's scale, and those of trainings where one is another."""
+    base, soft = f"{chosen['base']:g}", [f"{scale:g}" for scale in chosen["soft"]]
+    return base if set(soft) == {base} else f"{base} → {', '.join(dict.fromkeys(soft))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,8 @@ class Study:
     """A question and its points by label. The `references` are confirmed whatever the screening makes of them.
 
     `curves` has the figure drawn against a quantity, logarithmic, in place of a row a point: by the quantity's name,
-    how much of it each of some points has.
+    how much of it each of some points has. Where `unranked` is given, the page tells what the points promised
+    (`Measured.expected_decrease`) and how that ranks all of them but these, which are of another loss.
     """
 
     name: str
@@ -50,10 +51,12 @@ class Study:
     references: tuple[str, ...]
     points: dict[str, Point]
     curves: dict[str, dict[str, float]] = field(default_factory=dict)
+    unranked: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        told = {"references": self.references, **{f"curves.{name}": own for name, own in self.curves.items()}}
-        for where, labels in told.items():
+        named: dict[str, Collection[str]] = {f"curves.{name}": own for name, own in self.curves.items()}
+        named |= {"references": self.references, "unranked": self.unranked or ()}
+        for where, labels in named.items():
             for label in labels:
                 if label not in self.points:
                     known = ", ".join(self.points)
