@@ -70,10 +70,7 @@ def _results_rows(family: dict[str, Any]) -> list[dict[str, Any]]:
     tables = [
         [*task_rows(own), *(row for row in measure_rows(own)[1:] if not row["not_measured"])] for own in summaries
     ]
-    return [
-        {"name": rows[0]["name"], "base": rows[0]["base"], "deltas": [row["delta"] for row in rows]}
-        for rows in zip(*tables, strict=True)
-    ]
+    return [{**rows[0], "deltas": [row["delta"] for row in rows]} for rows in zip(*tables, strict=True)]
 
 
 def _row(
@@ -85,10 +82,12 @@ def _row(
         "base": scale * base,
         "soft": scale * soft,
         "delta": {key: scale * delta[key] for key in ("mean", "low", "high")},
+        "digits": 1 if scale > 1 else 2,
         "verdict": up if delta["low"] > 0 else down if delta["high"] < 0 else "unclear",
     }
 
 
 def _line(row: dict[str, Any]) -> str:
+    digits = row["digits"]
     interval = "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row["delta"])
-    return f"{row['name']:<20}{row['base']:>8.1f}{row['soft']:>8.1f}   {interval}"
+    return f"{row['name']:<20}{row['base']:>8.{digits}f}{row['soft']:>8.{digits}f}   {interval}"
