@@ -41,11 +41,14 @@ class Patcher:
     @torch.no_grad()
     def predict(self, x: Tensor, sigma: Tensor, conditions: list[dict[str, Tensor]], together: bool) -> list[Tensor]:
         """What the denoiser predicts of x (1, …) under each condition, negative and positive."""
-        batches = [conditions] if together else [[condition] for condition in conditions]
+        # ComfyUI numbers the positive branch 0, the negative one 1.
+        branches = [(1, conditions[0]), (0, conditions[1])]
         predicted: list[Tensor] = []
-        for batch in batches:
+        for part in [branches] if together else [[branch] for branch in branches]:
+            batch = [condition for _, condition in part]
             joined = {name: torch.cat([condition[name] for condition in batch]) for name in batch[0]}
-            options = {"transformer_options": {"wrappers": self.wrappers}}
+            order = [branch for branch, _ in part]
+            options = {"transformer_options": {"wrappers": self.wrappers, "cond_or_uncond": order}}
             count = len(batch)
             output = self.model.apply_model(x.repeat(count, 1, 1, 1), sigma.repeat(count), **joined, **options)
             predicted += output.chunk(count)

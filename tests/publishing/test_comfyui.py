@@ -68,8 +68,8 @@ def patcher_of(backbone: Backbone) -> Patcher:
     return Patcher(Model(UNet(backbone.denoiser), DiscreteSampling(backbone.pipeline.scheduler.alphas_cumprod)))
 
 
-def apply(node: ModuleType, patcher: Patcher, tokens: Path, strength: float) -> Patcher:
-    (patched,) = node.ApplySoftTokens().apply(patcher, tokens.name, strength)
+def apply(node: ModuleType, patcher: Patcher, tokens: Path, strength: float, *options: bool) -> Patcher:
+    (patched,) = node.ApplySoftTokens().apply(patcher, tokens.name, strength, *options)
     return patched
 
 
@@ -123,6 +123,19 @@ def test_both_branches_of_guidance_get_what_the_package_gives(
         wanted = expected(backbone)
     torch.testing.assert_close(found, wanted)
     assert ((found - base).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_in_the_conditional_branch_alone_the_negative_prompt_has_the_base(
+    strength: float, together: bool, backbone: Backbone, node: ModuleType, tmp_path: Path
+) -> None:
+    tokens = write_tokens(tmp_path / "models/softrepa/tokens.safetensors", backbone.family)
+    negative, _ = expected(backbone).chunk(2)
+    with add_tokens(backbone, load_soft_tokens(tokens)[0], strength):
+        _, positive = expected(backbone).chunk(2)
+    found = predict(apply(node, patcher_of(backbone), tokens, strength, True), backbone, together)
+    torch.testing.assert_close(found, torch.cat([negative, positive]))
 
 
 def test_strength_0_is_the_base_and_nothing_stays_behind(backbone: Backbone, node: ModuleType, tmp_path: Path) -> None:
@@ -252,8 +265,7 @@ import sys
 from pathlib import Path
 from publishing.comfyui_model import load_node
 node = load_node(Path(sys.argv[1]) / "__init__.py", Path("models"))
-(inputs,) = node.ApplySoftTokens.INPUT_TYPES().values()
-print(inputs["tokens"][0], list(node.NODE_CLASS_MAPPINGS))
+print(node.ApplySoftTokens.INPUT_TYPES()["required"]["tokens"][0], list(node.NODE_CLASS_MAPPINGS))
 assert not {name for name in sys.modules if name.startswith(("softrepa_pipeline", "diffusers", "transformers"))}
 """
 

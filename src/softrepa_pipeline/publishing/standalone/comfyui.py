@@ -22,7 +22,8 @@ class ApplySoftTokens:
     """Model in, model with soft tokens out. One set at a time: a second node takes the place of the first.
 
     `strength` 0 is the base, bit-equal, 1 the tokens as trained; in between and beyond, a chosen block's output is
-    base + strength · (with tokens − base), and it runs twice.
+    base + strength · (with tokens − base), and it runs twice. With `conditional_only` the negative prompt's branch of
+    guidance is the base's own; where both branches are one batch, chosen blocks run twice as well.
     """
 
     CATEGORY = "model_patches"
@@ -34,16 +35,19 @@ class ApplySoftTokens:
     def INPUT_TYPES(cls):  # noqa: N802 (ComfyUI's name)
         strength = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05}
         files = folder_paths.get_filename_list(_FOLDER)
-        return {"required": {"model": ("MODEL",), "tokens": (files,), "strength": ("FLOAT", strength)}}
+        return {
+            "required": {"model": ("MODEL",), "tokens": (files,), "strength": ("FLOAT", strength)},
+            "optional": {"conditional_only": ("BOOLEAN", {"default": False})},
+        }
 
-    def apply(self, model, tokens, strength):
+    def apply(self, model, tokens, strength, conditional_only=False):
         """Raises ValueError where the tokens do not fit the model."""
         patched = model.clone()
         patched.remove_wrappers_with_key(*_WRAPPER)
         if strength:
             loaded = SoftTokens(folder_paths.get_full_path_or_raise(_FOLDER, tokens))
             loaded.choose(model.get_model_object("diffusion_model"))
-            patched.add_wrapper_with_key(*_WRAPPER, _wrapper(loaded, strength))
+            patched.add_wrapper_with_key(*_WRAPPER, _wrapper(loaded, strength, conditional_only))
         return (patched,)
 
 
@@ -118,17 +122,18 @@ def _is_joint(block):
     return hasattr(block, "context_block")
 
 
-def _wrapper(tokens, strength):
+def _wrapper(tokens, strength, conditional_only):
     """Around each call of the model, which draws both branches of guidance; the model is hooked only within it."""
 
-    def apply_model(executor, x, sigma, *args, **kwargs):
+    def apply_model(executor, x, sigma, c_concat, c_crossattn, control, transformer_options, **kwargs):
         model = executor.class_obj
         states = tokens.at(model.model_sampling.timestep(sigma))
+        weight = _weigh(strength, transformer_options["cond_or_uncond"], x) if conditional_only else strength
         handles = []
         try:
-            for row, block in tokens.choose(model.diffusion_model):
-                handles += _hook(block, states[row], strength)
-            return executor(x, sigma, *args, **kwargs)
+            for row, block in tokens.choose(model.diffusion_model) if weight is not None else ():
+                handles += _hook(block, states[row], weight)
+            return executor(x, sigma, c_concat, c_crossattn, control, transformer_options, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -136,14 +141,26 @@ def _wrapper(tokens, strength):
     return apply_model
 
 
+def _weigh(strength, branches, x):
+    """The strength of each sample of x (batch, 1, 1): 0 in chunks of the negative prompt (1); None where all are."""
+    if 0 not in branches or 1 not in branches:
+        return strength if 0 in branches else None
+    share = torch.tensor([float(branch == 0) for branch in branches]).repeat_interleave(len(x) // len(branches))
+    return strength * share.to(x)[:, None, None]
+
+
 def _hook(block, states, strength):
-    """Tokens (batch, tokens, width) in front of the text that a block reads, and out of that which it returns."""
+    """Tokens (batch, tokens, width) in front of the text that a block reads, and out of that which it returns.
+
+    `strength` is a number, or each sample's own (batch, 1, 1).
+    """
     is_joint = _is_joint(block)
     place, drop = 0 if is_joint else 1, states.shape[1]
+    is_whole = not torch.is_tensor(strength) and strength == 1
     kept = []
 
     def prepend(_, args, kwargs):
-        if strength != 1:
+        if not is_whole:
             # The block adds to its input in place: the base's own call needs a copy.
             kept.append(([arg.clone() if torch.is_tensor(arg) else arg for arg in args], kwargs))
         if "context" in kwargs:
@@ -156,7 +173,7 @@ def _hook(block, states, strength):
         if is_joint:
             text, image = output
             output = None if text is None else text[:, drop:], image
-        if strength == 1:
+        if is_whole:
             return output
         base_args, base_kwargs = kept.pop()
         base = block.forward(*base_args, **base_kwargs)
