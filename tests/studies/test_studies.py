@@ -158,7 +158,12 @@ def test_a_page_tells_how_promise_ranks_the_settings_of_one_loss(tmp_path: Path)
     point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
     gains = {"default": 0.02, "fewer": 0.01, "first": 0.05}
     measured = {
-        label: replace(point, expected_decrease=promise, screen={**OUTCOME, "gain": {**INTERVAL, "mean": gains[label]}})
+        label: replace(
+            point,
+            digest=label,
+            expected_decrease=promise,
+            screen={**OUTCOME, "gain": {**INTERVAL, "mean": gains[label]}},
+        )
         for label, promise in (("default", 0.002), ("fewer", 0.001), ("first", 0.0005))
     }
     for unranked, told in (

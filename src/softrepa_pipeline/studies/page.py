@@ -39,7 +39,8 @@ def _reading(page: Path) -> str:
 
 
 def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    ranked = [own for label, own in measured.items() if label not in (study.unranked or ())]
+    # By settings: some families have two names for one.
+    ranked = {own.digest: own for label, own in measured.items() if label not in (study.unranked or ())}.values()
     told: dict[str, Any] = {
         "screened": [_row(label, own, own.screen) for label, own in measured.items()],
         "confirmed": [_row(label, own, own.confirmed) for label, own in measured.items() if own.confirmed],
