@@ -67,9 +67,8 @@ class Painter:
         with self._turn:
             self._injection.strength = drawing.strength
             one_branch = self.defaults.conditional_only and drawing.strength > 0
-            pixels = draw_batch(self._backbone, [(drawing.prompt, 0)], sampling, guidance, conditional_only=one_branch)[
-                0
-            ]
+            work = [(drawing.prompt, 0)]
+            (pixels,) = draw_batch(self._backbone, work, sampling, guidance, conditional_only=one_branch)
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "png")
         return png.getvalue()
