@@ -10,8 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEDRO = Path(sys.executable).with_name("kedro")
-# Each project has its own store, whatever this process was told.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+# Each project has its own store, whatever this process was told. MLflow samples the machine every 10 seconds, in which
+# a small run may have ended on a fast one.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")} | {
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"
+}
 
 
 def copy_project(folder: Path) -> Path:
