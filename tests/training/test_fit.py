@@ -96,6 +96,7 @@ METHOD_CONFIGS = {
     "some of the batch": replace(BATCH, num_negatives=2),
     "symmetric": replace(BATCH, symmetric=True),
     "agsm": replace(CONFIG, objective="agsm"),
+    "agsm, one bank": replace(CONFIG, objective="agsm", dual_banks=False),
     "dsm": replace(CONFIG, objective="dsm"),
 }
 
@@ -304,6 +305,24 @@ def test_agsm_trains_two_banks_exports_the_positive_and_averages_both(
     trained = run(sd3, data, config, tmp_path)
     assert isinstance(trained, SoftTokens)
     assert not torch.equal(trained.base, before)
+
+
+def test_agsm_with_one_bank_trains_the_exported_tokens_on_both_kinds_of_pairs(sd3: Backbone, data: TrainingSet) -> None:
+    def gradients(dual_banks: bool) -> list[Tensor]:
+        config = replace(CONFIG, objective="agsm", negative_shift=1.0, dual_banks=dual_banks)
+        sites = sd3.sites(config.layers)
+        method = METHODS["agsm"](initial_tokens(sd3, sites, config, data.latents.shape[1:]), config)
+        loaded = load_step(sd3, data, config, torch.ones(1), 0, slice(None))
+        rows = loaded.rows_at(torch.arange(4), torch.ones(1), share=False)
+        with inject(sd3.denoiser, sites, method.injected):
+            accumulate(sd3, method, rows, choose_plan(config, 4, 256), 4)
+        return [parameter.grad for parameter in method.trainable]
+
+    one, dual = gradients(dual_banks=False), gradients(dual_banks=True)
+    for index, found in enumerate(one):
+        positive, negative = dual[index], dual[len(one) + index]
+        torch.testing.assert_close(found, positive + negative)
+        assert negative.norm() > 0.01 * found.norm()
 
 
 def test_the_control_has_no_negatives(sd3: Backbone, data: TrainingSet, tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ class FitConfig:
     Objective: `softrepa` has `logits` (`exponential` is the paper's form, `relative` the same from the row's best
     caption, `raw` the ablation), `scale`, `temperature` (a number or one for each of equal buckets of timesteps; with
     `calibrated` in units of the base model's own error gap between captions at t), `denoising_weight` λ, and
-    `symmetric` for caption against images as well. `agsm` has γ⁺ `positive_shift`, γ⁻ `negative_shift`, its
-    `ranking_temperature`, `ema_decay` and `ema_warmup`. `dsm` trains on the images' own captions alone. Against
-    over-emphasis of the text, with any of them: `base_weight` is what the distance from the base's prediction with an
-    empty caption counts, `token_dropout` the share of tokens that are zero in a step, `max_token_norm` their length.
+    `symmetric` for caption against images as well. `agsm` has γ⁺ `positive_shift`, γ⁻ `negative_shift`, `dual_banks`
+    (else mismatched pairs run with the matched ones' tokens), its `ranking_temperature`, `ema_decay` and `ema_warmup`.
+    `dsm` trains on the images' own captions alone. Against over-emphasis of the text, with any of them: `base_weight`
+    is what the distance from the base's prediction with an empty caption counts, `token_dropout` the share of tokens
+    that are zero in a step, `max_token_norm` their length.
 
     Length and optimiser: `num_steps`, or `num_epochs` of the data; the learning rate falls to zero over the last
     `decay_share` of the steps. `held_out_images` are kept from training and measured every `validation_steps`; after
@@ -72,6 +73,7 @@ class FitConfig:
     symmetric: bool = False
     positive_shift: float = 1.0
     negative_shift: float = 0.1
+    dual_banks: bool = True
     ranking_temperature: float = 0.1
     ema_decay: float = 0.9999
     ema_warmup: bool = True

@@ -133,23 +133,27 @@ class SoftREPA(Method):
 class AGSM(Method):
     """AGSM (arXiv 2605.30038): matched pairs run with ψ⁺, mismatched with ψ⁻; averages of both set the targets.
 
-    Departure: with `ema_warmup` the averages' decay is at most (1 + step) / (10 + step), which short runs need.
+    Departures: with `ema_warmup` the averages' decay is at most (1 + step) / (10 + step), which short runs need;
+    without `dual_banks` ψ⁻ is ψ⁺, so that the push away from mismatched captions reaches the tokens drawn with.
     """
 
     linear = True
 
     def __init__(self, tokens: SoftTokens, config: FitConfig) -> None:
-        averages = [copy.deepcopy(tokens).requires_grad_(False) for _ in range(2)]
-        super().__init__(TokenBanks([tokens, copy.deepcopy(tokens), *averages]), config)
+        trained = [tokens, copy.deepcopy(tokens)] if config.dual_banks else [tokens]
+        averages = [copy.deepcopy(bank).requires_grad_(False) for bank in trained]
+        super().__init__(TokenBanks([*trained, *averages]), config)
+        self.num_trained = len(trained)
 
     def bank_of(self, rows: Rows) -> Tensor:
-        bank = torch.ones(rows.is_candidate.shape, dtype=torch.long, device=rows.is_candidate.device)
+        mismatched = self.num_trained - 1
+        bank = torch.full(rows.is_candidate.shape, mismatched, device=rows.is_candidate.device)
         bank[:, 0] = 0
         return bank.flatten()
 
     @torch.no_grad()
     def targets(self, backbone: Backbone, rows: Rows, pairs_at_once: int) -> Tensor:
-        config, shape, bank = self.config, rows.is_candidate.shape, self.bank_of(rows) + 2
+        config, shape, bank = self.config, rows.is_candidate.shape, self.bank_of(rows) + self.num_trained
         parts = [
             rows.pairs[index].predict(backbone, bank[index.to(bank.device)])
             for index in torch.arange(len(rows.pairs)).split(pairs_at_once)
@@ -167,8 +171,8 @@ class AGSM(Method):
         decay = self.config.ema_decay
         if self.config.ema_warmup:
             decay = min(decay, (1 + step) / (10 + step))
-        positive, negative, *averages = cast(TokenBanks, self.injected).banks
-        for bank, average in zip((positive, negative), averages, strict=True):
+        banks = list(cast(TokenBanks, self.injected).banks)
+        for bank, average in zip(banks[: self.num_trained], banks[self.num_trained :], strict=True):
             for parameter, mean in zip(bank.parameters(), average.parameters(), strict=True):
                 mean.lerp_(parameter, 1 - decay)
 
