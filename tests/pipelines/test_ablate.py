@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -63,6 +64,11 @@ def test_a_study_is_screened_confirmed_told_and_not_measured_twice(project: Path
     best = max(list(screened)[1:], key=lambda label: screened[label]["screen"]["gain"]["mean"])
     assert list(told) == [label for label in screened if label in ("default", best)]
     assert told["default"]["num_trainings"] == 2
+    gains = confirmed["default"]["gains"]
+    assert {task: len(own) for task, own in gains.items()} == dict.fromkeys(told["default"]["tasks"], 2)
+    assert 100 * mean([mean(own) for own in gains.values()]) == pytest.approx(
+        100 * told["default"]["gain"]["mean"], abs=0.01
+    )
     page = (project / "docs/studies/small.md").read_text()
     assert page.startswith("# Does anything change?")
     assert "| one token |" in page

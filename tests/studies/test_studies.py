@@ -121,7 +121,8 @@ def test_fewer_images_are_the_first(pairs: Path, tmp_path: Path) -> None:
 
 def test_what_one_study_has_confirmed_stands_for_all_of_its_family(tmp_path: Path) -> None:
     screened = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
-    confirmed = screened.with_confirmed(OUTCOME)
+    confirmed = screened.with_confirmed(OUTCOME, {"counting": [0.0, 1 / 3, -0.5]})
+    assert confirmed.gains == {"counting": [0.0, 0.3333, -0.5]}
     write_measured(tmp_path / "first_sd3.json", {"default": confirmed, "fewer": replace(screened, digest="b")})
     write_measured(tmp_path / "second_sd3.json", {"clean": screened})
     write_measured(tmp_path / "first_sdxl.json", {"default": replace(screened, digest="c")})
@@ -132,7 +133,7 @@ def test_what_one_study_has_confirmed_stands_for_all_of_its_family(tmp_path: Pat
 def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) -> None:
     point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
     measured = {
-        "default": point.with_confirmed({**OUTCOME, "gain": {**INTERVAL, "mean": 0.031}}),
+        "default": replace(point, confirmed={**OUTCOME, "gain": {**INTERVAL, "mean": 0.031}}),
         "fewer": replace(point, expected_decrease=0.001),
         "first": replace(point, expected_decrease=0.003, screen={**OUTCOME, "gain": {**INTERVAL, "mean": 0.06}}),
     }
@@ -152,6 +153,24 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     assert again.endswith("It helps.\n")
     assert again.partition(READING)[0] == text.partition(READING)[0]
     assert (tmp_path / "small_sd3.svg").read_bytes() == figure
+
+
+def test_confirmed_settings_are_compared_with_the_first_reference_in_pairs(tmp_path: Path) -> None:
+    point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
+    easy, hard = [0.5] * 20 + [0.0] * 20, [-0.2] * 40
+    measured = {
+        "default": point.with_confirmed(OUTCOME, {"counting": easy, "two_object": hard}),
+        "fewer": point.with_confirmed(OUTCOME, {"counting": [own + 0.1 for own in easy], "two_object": hard}),
+        "first": replace(point, confirmed=OUTCOME),
+    }
+    text = write_page(read_study("small", STUDIES, "sd3"), {"sd3": measured}, tmp_path).read_text()
+    paired = text.partition("more than default, paired by prompt:\n\n")[2].partition("\n\n")[0]
+    # Every prompt gains the same, however much prompts differ.
+    assert paired.splitlines() == [
+        "| setting | all | counting | two object |",
+        "| --- | --- | --- | --- |",
+        "| fewer | +5.0 [+5.0, +5.0] | +10.0 [+10.0, +10.0] | +0.0 [+0.0, +0.0] |",
+    ]
 
 
 def test_a_page_tells_how_promise_ranks_the_settings_of_one_loss(tmp_path: Path) -> None:

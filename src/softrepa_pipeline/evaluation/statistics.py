@@ -33,6 +33,13 @@ def overall(scores: np.ndarray, tasks: list[str]) -> float:
     return float(np.mean(list(task_means(scores, tasks).values())))
 
 
+def gains_by_prompt(base: np.ndarray, soft: np.ndarray, tasks: list[str]) -> dict[str, np.ndarray]:
+    """What each prompt of a task gains, by task (prompts of it,): soft − base of scores (prompts, images), means."""
+    difference = soft.mean(axis=1) - base.mean(axis=1)
+    labels = np.array(tasks)
+    return {task: difference[labels == task] for task in dict.fromkeys(tasks)}
+
+
 def paired_intervals(
     base: np.ndarray, soft: np.ndarray, tasks: list[str], seed: int = 0
 ) -> tuple[Interval, dict[str, Interval]]:
@@ -41,11 +48,8 @@ def paired_intervals(
     Prompts are resampled within their task, with all their images: images of one prompt are not independent. For the
     test a prompt's difference changes its sign, as it may where both models are the same.
     """
-    difference = soft.mean(axis=1) - base.mean(axis=1)
-    labels = np.array(tasks)
     resampled, flipped, by_task = [], [], {}
-    for task in dict.fromkeys(tasks):
-        values = difference[labels == task]
+    for task, values in gains_by_prompt(base, soft, tasks).items():
         rng = numpy_generator(seed, f"bootstrap {task}")
         means = values[rng.integers(len(values), size=(_NUM_RESAMPLES, len(values)))].mean(axis=1)
         signs = numpy_generator(seed, f"sign flips {task}").choice((-1.0, 1.0), (_NUM_RESAMPLES, len(values)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from softrepa_pipeline.config import build
-from softrepa_pipeline.stage import write_json
+from softrepa_pipeline.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Measured:
     """One point: its settings by digest, what training it took, and its summaries (`outcome`).
 
     `expected_decrease` is what its untrained tokens promised (`training.first_step`). `screen` is of one training on
-    validation prompts, `confirmed` of several on test prompts.
+    validation prompts, `confirmed` of several on test prompts; `gains` are theirs, of every prompt by task, by which
+    points are compared in pairs.
     """
 
     digest: str
@@ -28,9 +29,11 @@ class Measured:
     expected_decrease: float
     screen: dict[str, Any]
     confirmed: dict[str, Any] | None = None
+    gains: dict[str, list[float]] | None = None
 
-    def with_confirmed(self, outcome: dict[str, Any]) -> Measured:
-        return replace(self, confirmed=outcome)
+    def with_confirmed(self, outcome: dict[str, Any], gains: Mapping[str, Iterable[float]]) -> Measured:
+        rounded = {task: [round(float(gain), 4) for gain in own] for task, own in gains.items()}
+        return replace(self, confirmed=outcome, gains=rounded)
 
 
 def outcome(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,4 +70,7 @@ def kept_by_digest(folder: Path, family: str) -> dict[str, Measured]:
 
 
 def write_measured(file: Path, measured: Mapping[str, Measured]) -> None:
-    write_json(file, {label: asdict(own) for label, own in measured.items()})
+    """One point a line: a point has thousands of numbers, and a change is of whole points."""
+    lines = [f"{json.dumps(label)}: {json.dumps(asdict(own))}" for label, own in measured.items()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from scipy.stats import spearmanr
 
+from softrepa_pipeline.evaluation.statistics import paired_intervals
 from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.studies.figures import draw_curves, draw_rows, save_figure
 from softrepa_pipeline.studies.measured import Measured
@@ -44,6 +47,7 @@ def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "screened": [_row(label, own, own.screen) for label, own in measured.items()],
         "confirmed": [_row(label, own, own.confirmed) for label, own in measured.items() if own.confirmed],
+        "paired": _paired(study, measured),
         "num_ranked": len(ranked),
         "correlation": None,
     }
@@ -51,6 +55,28 @@ def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
     if study.unranked is not None and len(set(expected)) > 2:
         told["correlation"] = spearmanr(expected, [own.screen["gain"]["mean"] for own in ranked])
     return told
+
+
+def _paired(study: Study, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """What confirmed points gain more than the first reference, pairing their prompts.
+
+    On another world a point's prompts are others than the reference's: the interval is then as wide as unpaired.
+    """
+    known = {label: own.gains for label, own in measured.items() if own.gains is not None}
+    control = known.pop(study.references[0], None) if study.references else None
+    if control is None:
+        return []
+    tasks = [task for task, gains in control.items() for _ in gains]
+    rows = []
+    for label, gains in known.items():
+        total, by_task = paired_intervals(_column(control), _column(gains), tasks)
+        deltas = {"all": total, **by_task}
+        rows.append({"label": label, "tasks": {task: _interval(asdict(delta)) for task, delta in deltas.items()}})
+    return rows
+
+
+def _column(gains: Mapping[str, Sequence[float]]) -> np.ndarray:
+    return np.concatenate([np.asarray(own) for own in gains.values()])[:, None]
 
 
 def _row(label: str, own: Measured, outcome: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from softrepa_pipeline import tracking
 from softrepa_pipeline.config import build
 from softrepa_pipeline.evaluation import Arm, summarise
+from softrepa_pipeline.evaluation.statistics import gains_by_prompt
 from softrepa_pipeline.pipelines.ablate.laboratory import Laboratory
 from softrepa_pipeline.studies import (
     Measured,
@@ -72,8 +75,7 @@ def run_study(
             _write(study, measured, file)
     for label in _finalists(study, measured, config.num_finalists) if config.confirm else []:
         if measured[label].confirmed is None:
-            confirmed = _confirm(study, label, laboratory, config)
-            measured[label] = measured[label].with_confirmed(confirmed)
+            measured[label] = _confirm(study, label, laboratory, config, measured[label])
             _write(study, measured, file)
     page = _write(study, measured, file)
     tracking.log_artifact(page, "study")
@@ -99,9 +101,10 @@ def _screen(study: Study, label: str, laboratory: Laboratory, config: AblateConf
     return Measured(digest, time.strftime("%Y-%m-%d"), *cost, expected, told)
 
 
-def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateConfig) -> dict[str, Any]:
+def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateConfig, screened: Measured) -> Measured:
     """Full trainings with several seeds on the test prompts."""
     point = study.points[label]
+    benchmark = laboratory.benchmark(point, on_test=True)
     with tracking.nested_run(f"{study.name}: {label}, confirmed", {"study": study.name}) as run:
         run.log_params(_flat(point))
         base = laboratory.arm(point, None, "base", on_test=True)
@@ -109,10 +112,11 @@ def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateCon
         for seed in config.training_seeds:
             trained = laboratory.train(point, seed, 1.0)
             arms.append(laboratory.arm(point, trained.file, f"{label}, seed {seed}", on_test=True))
-        told = outcome(summarise(laboratory.benchmark(point, on_test=True), base, arms))
+        told = outcome(summarise(benchmark, base, arms))
         _track(run, "confirmed", told)
     logger.info("%s, %s: %+.1f points (confirmed)", study.name, label, 100 * told["gain"]["mean"])
-    return told
+    soft = np.concatenate([arm.deciding for arm in arms], axis=1)
+    return screened.with_confirmed(told, gains_by_prompt(base.deciding, soft, benchmark.test.tasks))
 
 
 def _finalists(study: Study, measured: Mapping[str, Measured], count: int) -> list[str]:
