@@ -63,7 +63,7 @@ def test_a_study_is_screened_confirmed_told_and_not_measured_twice(project: Path
     told = {label: point["confirmed"] for label, point in confirmed.items() if point["confirmed"]}
     best = max(list(screened)[1:], key=lambda label: screened[label]["screen"]["gain"]["mean"])
     assert list(told) == [label for label in screened if label in ("default", best)]
-    assert told["default"]["num_trainings"] == 2
+    assert told["default"]["seeds"] == [1, 2]
     gains = confirmed["default"]["gains"]
     assert {task: len(own) for task, own in gains.items()} == dict.fromkeys(told["default"]["tasks"], 2)
     assert 100 * mean([mean(own) for own in gains.values()]) == pytest.approx(

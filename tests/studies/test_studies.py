@@ -49,6 +49,7 @@ OUTCOME: dict[str, Any] = {
     "num_trainings": 2,
     "num_prompts": 354,
 }
+CONFIRMED = {**OUTCOME, "seeds": [1, 2], "seconds": 720.0}
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_what_one_study_has_confirmed_stands_for_all_of_its_family(tmp_path: Pat
 def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) -> None:
     point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
     measured = {
-        "default": replace(point, confirmed={**OUTCOME, "gain": {**INTERVAL, "mean": 0.031}}),
+        "default": replace(point, confirmed={**CONFIRMED, "gain": {**INTERVAL, "mean": 0.031}}),
         "fewer": replace(point, expected_decrease=0.001),
         "first": replace(point, expected_decrease=0.003, screen={**OUTCOME, "gain": {**INTERVAL, "mean": 0.06}}),
     }
@@ -142,7 +143,7 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     text = page.read_text()
     own = "-4.0 [-7.0, +2.0] | +0.050 [+0.010, +0.090] | -0.100 | 3 → 2, 3 |"
     assert f"| default | 3072 | 16 k | +5.0 [+1.0, +9.0] | {own} 1.5 |\n" in text
-    assert f"| default | 2 | 354 | +3.1 [+1.0, +9.0] | {own}\n" in text
+    assert f"| default | 1, 2 | 354 | +3.1 [+1.0, +9.0] | {own} 12.0 |\n" in text
     assert text.count("| setting | counting | two object |\n| --- | --- | --- |\n") == 2
     assert text.count("| fewer | +5.0 [+1.0, +9.0] | +2.0 [+1.0, +9.0] |\n") == 1
     assert "romise" not in text
@@ -159,9 +160,9 @@ def test_confirmed_settings_are_compared_with_the_first_reference_in_pairs(tmp_p
     point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
     easy, hard = [0.5] * 20 + [0.0] * 20, [-0.2] * 40
     measured = {
-        "default": point.with_confirmed(OUTCOME, {"counting": easy, "two_object": hard}),
-        "fewer": point.with_confirmed(OUTCOME, {"counting": [own + 0.1 for own in easy], "two_object": hard}),
-        "first": replace(point, confirmed=OUTCOME),
+        "default": point.with_confirmed(CONFIRMED, {"counting": easy, "two_object": hard}),
+        "fewer": point.with_confirmed(CONFIRMED, {"counting": [own + 0.1 for own in easy], "two_object": hard}),
+        "first": replace(point, confirmed={**CONFIRMED, "seconds": None}),
     }
     text = write_page(read_study("small", STUDIES, "sd3"), {"sd3": measured}, tmp_path).read_text()
     paired = text.partition("more than default, paired by prompt:\n\n")[2].partition("\n\n")[0]

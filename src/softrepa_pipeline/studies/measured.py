@@ -17,8 +17,8 @@ class Measured:
     """One point: its settings by digest, what training it took, and its summaries (`outcome`).
 
     `expected_decrease` is what its untrained tokens promised (`training.first_step`). `screen` is of one training on
-    validation prompts, `confirmed` of several on test prompts; `gains` are theirs, of every prompt by task, by which
-    points are compared in pairs.
+    validation prompts; `confirmed` of several on test prompts, with their seeds and how long they took together; and
+    `gains` theirs, of every prompt by task, by which points are compared in pairs.
     """
 
     digest: str

@@ -46,7 +46,7 @@ def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
     ranked = {own.digest: own for label, own in measured.items() if label not in (study.unranked or ())}.values()
     told: dict[str, Any] = {
         "screened": [_row(label, own, own.screen) for label, own in measured.items()],
-        "confirmed": [_row(label, own, own.confirmed) for label, own in measured.items() if own.confirmed],
+        "confirmed": [_confirmed_row(label, own) for label, own in measured.items() if own.confirmed],
         "paired": _paired(study, measured),
         "num_ranked": len(ranked),
         "correlation": None,
@@ -87,14 +87,24 @@ def _row(label: str, own: Measured, outcome: Mapping[str, Any]) -> dict[str, Any
         "parameters": own.num_parameters,
         "promise": f"{1000 * own.expected_decrease:.1f}",
         "minutes": f"{own.seconds / 60:.1f}",
-        "trainings": outcome["num_trainings"],
-        "prompts": outcome["num_prompts"],
         "gain": _interval(outcome["gain"]),
         "tasks": {task: _interval(delta) for task, delta in outcome["tasks"].items()},
         "retrieval": _interval(outcome["retrieval"]),
         "repetition": "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**repetition),
         "distances": ", ".join(f"{value:+.3f}" for value in outcome["distances"].values()),
         "guidance": _guidance(outcome["guidance"]),
+    }
+
+
+def _confirmed_row(label: str, own: Measured) -> dict[str, Any]:
+    outcome = own.confirmed
+    assert outcome is not None
+    seconds = outcome["seconds"]
+    return {
+        **_row(label, own, outcome),
+        "seeds": ", ".join(map(str, outcome["seeds"])),
+        "prompts": outcome["num_prompts"],
+        "minutes": "–" if seconds is None else f"{seconds / 60:.1f}",
     }
 
 

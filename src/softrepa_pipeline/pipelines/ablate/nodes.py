@@ -103,7 +103,7 @@ def _screen(study: Study, label: str, laboratory: Laboratory, config: AblateConf
 
 def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateConfig, screened: Measured) -> Measured:
     """Full trainings with several seeds on the test prompts."""
-    point = study.points[label]
+    point, started = study.points[label], time.perf_counter()
     benchmark = laboratory.benchmark(point, on_test=True)
     with tracking.nested_run(f"{study.name}: {label}, confirmed", {"study": study.name}) as run:
         run.log_params(_flat(point))
@@ -116,7 +116,9 @@ def _confirm(study: Study, label: str, laboratory: Laboratory, config: AblateCon
         _track(run, "confirmed", told)
     logger.info("%s, %s: %+.1f points (confirmed)", study.name, label, 100 * told["gain"]["mean"])
     soft = np.concatenate([arm.deciding for arm in arms], axis=1)
-    return screened.with_confirmed(told, gains_by_prompt(base.deciding, soft, benchmark.test.tasks))
+    gains = gains_by_prompt(base.deciding, soft, benchmark.test.tasks)
+    cost = {"seeds": list(config.training_seeds), "seconds": time.perf_counter() - started}
+    return screened.with_confirmed({**told, **cost}, gains)
 
 
 def _finalists(study: Study, measured: Mapping[str, Measured], count: int) -> list[str]:
