@@ -162,7 +162,8 @@ def test_confirmed_settings_are_compared_with_the_first_reference_in_pairs(tmp_p
     measured = {
         "default": point.with_confirmed(CONFIRMED, {"counting": easy, "two_object": hard}),
         "fewer": point.with_confirmed(CONFIRMED, {"counting": [own + 0.1 for own in easy], "two_object": hard}),
-        "first": replace(point, confirmed={**CONFIRMED, "seconds": None}),
+        "first": point.with_confirmed(CONFIRMED, {"counting": easy[1:], "two_object": hard}),
+        "early": replace(point, confirmed={**CONFIRMED, "seconds": None}),
     }
     text = write_page(read_study("small", STUDIES, "sd3"), {"sd3": measured}, tmp_path).read_text()
     paired = text.partition("more than default, paired by prompt:\n\n")[2].partition("\n\n")[0]

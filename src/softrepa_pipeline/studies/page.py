@@ -60,19 +60,26 @@ def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
 def _paired(study: Study, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """What confirmed points gain more than the first reference, pairing their prompts.
 
-    On another world a point's prompts are others than the reference's: the interval is then as wide as unpaired.
+    On another world a point's prompts are others than the reference's: the interval is then as wide as unpaired, and
+    where they are fewer there is none.
     """
     known = {label: own.gains for label, own in measured.items() if own.gains is not None}
     control = known.pop(study.references[0], None) if study.references else None
     if control is None:
         return []
-    tasks = [task for task, gains in control.items() for _ in gains]
+    tasks = _tasks(control)
     rows = []
     for label, gains in known.items():
+        if _tasks(gains) != tasks:
+            continue
         total, by_task = paired_intervals(_column(control), _column(gains), tasks)
         deltas = {"all": total, **by_task}
         rows.append({"label": label, "tasks": {task: _interval(asdict(delta)) for task, delta in deltas.items()}})
     return rows
+
+
+def _tasks(gains: Mapping[str, Sequence[float]]) -> list[str]:
+    return [task for task, own in gains.items() for _ in own]
 
 
 def _column(gains: Mapping[str, Sequence[float]]) -> np.ndarray:
