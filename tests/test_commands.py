@@ -110,7 +110,7 @@ def test_plan_says_what_a_training_takes() -> None:
     # 4096 latents of 16 × 8 × 8 numbers in fp32.
     assert rows["disk: latents"] == "16.8 MB"
     assert rows["… text states"].endswith(" a caption; how many is known once mined")
-    assert rows["… activations"].endswith("MiB (4 pairs × 2.56 MiB)")
+    assert rows["… activations"].endswith("MiB (4 pairs × 1.61 MiB)")
     assert rows["… a step"].endswith("GFLOP")
     assert rows["time a step"].endswith(" s (measured)")
     assert rows["… in all"].endswith(" h:min:s")
