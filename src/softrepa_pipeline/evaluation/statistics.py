@@ -45,11 +45,19 @@ def paired_intervals(
 ) -> tuple[Interval, dict[str, Interval]]:
     """Intervals of soft − base, overall and by task; scores are (prompts, images), paired by prompt.
 
-    Prompts are resampled within their task, with all their images: images of one prompt are not independent. For the
-    test a prompt's difference changes its sign, as it may where both models are the same.
+    A prompt counts with all its images: images of one prompt are not independent.
+    """
+    return gain_intervals(gains_by_prompt(base, soft, tasks), seed)
+
+
+def gain_intervals(gains: Mapping[str, np.ndarray], seed: int = 0) -> tuple[Interval, dict[str, Interval]]:
+    """Intervals of the mean gain, overall and by task, of what each prompt of a task gains (prompts of it,).
+
+    Prompts are resampled within their task. For the test a prompt's gain changes its sign, as it may where both models
+    are the same.
     """
     resampled, flipped, by_task = [], [], {}
-    for task, values in gains_by_prompt(base, soft, tasks).items():
+    for task, values in gains.items():
         rng = numpy_generator(seed, f"bootstrap {task}")
         means = values[rng.integers(len(values), size=(_NUM_RESAMPLES, len(values)))].mean(axis=1)
         signs = numpy_generator(seed, f"sign flips {task}").choice((-1.0, 1.0), (_NUM_RESAMPLES, len(values)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from scipy.stats import spearmanr
 
-from softrepa_pipeline.evaluation.statistics import paired_intervals
+from softrepa_pipeline.evaluation.statistics import gain_intervals
 from softrepa_pipeline.files import write_whole
 from softrepa_pipeline.studies.figures import draw_curves, draw_rows, save_figure
 from softrepa_pipeline.studies.measured import Measured
@@ -67,23 +67,15 @@ def _paired(study: Study, measured: Mapping[str, Measured]) -> list[dict[str, An
     control = known.pop(study.references[0], None) if study.references else None
     if control is None:
         return []
-    tasks = _tasks(control)
+    sizes = {task: len(own) for task, own in control.items()}
     rows = []
     for label, gains in known.items():
-        if _tasks(gains) != tasks:
+        if {task: len(own) for task, own in gains.items()} != sizes:
             continue
-        total, by_task = paired_intervals(_column(control), _column(gains), tasks)
+        total, by_task = gain_intervals({task: np.subtract(own, control[task]) for task, own in gains.items()})
         deltas = {"all": total, **by_task}
         rows.append({"label": label, "tasks": {task: _interval(asdict(delta)) for task, delta in deltas.items()}})
     return rows
-
-
-def _tasks(gains: Mapping[str, Sequence[float]]) -> list[str]:
-    return [task for task, own in gains.items() for _ in own]
-
-
-def _column(gains: Mapping[str, Sequence[float]]) -> np.ndarray:
-    return np.concatenate([np.asarray(own) for own in gains.values()])[:, None]
 
 
 def _row(label: str, own: Measured, outcome: Mapping[str, Any]) -> dict[str, Any]:
