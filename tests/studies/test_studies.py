@@ -149,10 +149,12 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     assert "romise" not in text
     assert "<svg" in (tmp_path / "small_sd3.svg").read_text()
     figure = (tmp_path / "small_sd3.svg").read_bytes()
-    page.write_text(text.partition(READING)[0] + f"{READING}\n\nIt helps.\n")
-    again = write_page(study, {"sd3": measured}, tmp_path).read_text()
-    assert again.endswith("It helps.\n")
-    assert again.partition(READING)[0] == text.partition(READING)[0]
+    assert f"{READING}\n\nNot written yet.\n\n## How it was measured\n" in text
+    written = text.replace("Not written yet.", "It helps.\n\n### Where\n\nEverywhere.")
+    page.write_text(written)
+    assert write_page(study, {"sd3": measured}, tmp_path).read_text() == written
+    page.write_text("# Without one\n")
+    assert write_page(study, {"sd3": measured}, tmp_path).read_text() == text
     assert (tmp_path / "small_sd3.svg").read_bytes() == figure
 
 

@@ -1,7 +1,8 @@
-"""A study's page: its question, a figure and a table of every family measured, and the reading that a person wrote."""
+"""A study's page: its question, the reading that a person wrote, and a figure and tables of every family measured."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -22,7 +23,7 @@ READING = "## Reading"
 
 
 def write_page(study: Study, families: Mapping[str, Mapping[str, Measured]], folder: Path) -> Path:
-    """Write `<study>.md` and a figure of each family into the folder; what stands below READING stays as it is."""
+    """Write `<study>.md` and a figure of each family into the folder; the section READING stays as it is."""
     page = folder / f"{study.name}.md"
     for family, measured in families.items():
         figure = draw_curves(study.curves, measured) if study.curves else draw_rows(measured)
@@ -30,15 +31,16 @@ def write_page(study: Study, families: Mapping[str, Mapping[str, Measured]], fol
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string((files(__package__) / "page.md.j2").read_text("utf-8"))
     told = {family: _told(study, measured) for family, measured in families.items()}
-    generated = template.render(study=study, families=told)
-    write_whole(page, f"{generated.rstrip()}\n\n{_reading(page)}".encode())
+    text = template.render(study=study, families=told, reading=_reading(page))
+    write_whole(page, f"{text.rstrip()}\n".encode())
     return page
 
 
 def _reading(page: Path) -> str:
+    """The page's section READING, heading and all, up to the next heading of its rank."""
     written = page.read_text("utf-8") if page.is_file() else ""
-    _, heading, reading = written.partition(READING)
-    return heading + reading if heading else f"{READING}\n\nNot written yet.\n"
+    found = re.search(rf"^{READING}\n.*?(?=^## |\Z)", written, re.MULTILINE | re.DOTALL)
+    return found[0].rstrip() if found else f"{READING}\n\nNot written yet."
 
 
 def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
