@@ -200,11 +200,13 @@ def test_a_page_tells_how_promise_ranks_the_settings_of_one_loss(tmp_path: Path)
 
 
 def test_curves_are_drawn_against_their_quantity_as_far_as_measured(tmp_path: Path) -> None:
-    curves = {"curves": {"tokens": {"default": 4, "fewer": 1}, "layers": {"default": 6, "first": 80}}}
+    pairs = dict.fromkeys(("default", "fewer"))
+    curves = {"curves": {"tokens": {"default": 4, "fewer": 1}, "layers": {"default": 6, "first": 80}, "pairs": pairs}}
     point = Measured("a", "2026-11-25", 16_000, 3072, 90.0, 0.0021, OUTCOME)
     study = read_study("small", {"small": {**STUDIES["small"], **curves}}, "sd3")
-    page = write_page(study, {"sd3": {"default": point, "fewer": point}}, tmp_path)
+    page = write_page(study, {"sd3": {"default": point, "fewer": replace(point, num_pairs=4_000)}}, tmp_path)
     assert "![small, sd3](small_sd3.svg)" in page.read_text()
     written = re.findall(r">([^<>]+)</text>", (tmp_path / "small_sd3.svg").read_text())
-    assert {"tokens", "layers", "1", "4", "6", "alignment (points)", "counting (points)"} <= set(written)
+    told = {"tokens", "layers", "pairs", "1", "4", "6", "4000", "16000", "alignment (points)", "counting (points)"}
+    assert told <= set(written)
     assert "80" not in written

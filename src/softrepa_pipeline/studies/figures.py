@@ -40,12 +40,13 @@ def draw_rows(measured: Mapping[str, Measured]) -> Figure:
     return figure
 
 
-def draw_curves(curves: Mapping[str, Mapping[str, float]], measured: Mapping[str, Measured]) -> Figure:
+def draw_curves(curves: Mapping[str, Mapping[str, float | None]], measured: Mapping[str, Measured]) -> Figure:
     """Screened gains against the quantity of every curve, on logarithmic axes; points not measured yet are left out."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     grid = figure.subplots(len(_PANELS), len(curves), sharex="col", sharey="row", squeeze=False)
     for column, (quantity, places) in zip(grid.T, curves.items(), strict=True):
-        own = {place: measured[label].screen for label, place in places.items() if label in measured}
+        told = [(measured[label], place) for label, place in places.items() if label in measured]
+        own = {point.num_pairs if place is None else place: point.screen for point, place in told}
         for axes, (name, _) in zip(column, _PANELS, strict=True):
             axes.axhline(0, **_ZERO)
             axes.set_xscale("log")

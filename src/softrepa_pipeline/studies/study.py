@@ -42,15 +42,16 @@ class Study:
     """A question and its points by label. The `references` are confirmed whatever the screening makes of them.
 
     `curves` has the figure drawn against a quantity, logarithmic, in place of a row a point: by the quantity's name,
-    how much of it each of some points has. Where `unranked` is given, the page tells what the points promised
-    (`Measured.expected_decrease`) and how that ranks all of them but these, which are of another loss.
+    how much of it each of some points has, or None for the pairs it was trained on. Where `unranked` is given, the page
+    tells what the points promised (`Measured.expected_decrease`) and how that ranks all of them but these, which are of
+    another loss.
     """
 
     name: str
     question: str
     references: tuple[str, ...]
     points: dict[str, Point]
-    curves: dict[str, dict[str, float]] = field(default_factory=dict)
+    curves: dict[str, dict[str, float | None]] = field(default_factory=dict)
     unranked: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
