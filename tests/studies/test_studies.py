@@ -150,7 +150,7 @@ def test_the_page_shows_what_was_measured_and_keeps_the_reading(tmp_path: Path) 
     assert "<svg" in (tmp_path / "small_sd3.svg").read_text()
     figure = (tmp_path / "small_sd3.svg").read_bytes()
     assert f"{READING}\n\nNot written yet.\n\n## How it was measured\n" in text
-    written = text.replace("Not written yet.", "It helps.\n\n### Where\n\nEverywhere.")
+    written = text.replace("Not written yet.", "It helps.\n\n## Where\n\nEverywhere.")
     page.write_text(written)
     assert write_page(study, {"sd3": measured}, tmp_path).read_text() == written
     page.write_text("# Without one\n")

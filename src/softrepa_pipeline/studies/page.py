@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -20,6 +19,7 @@ from softrepa_pipeline.studies.measured import Measured
 from softrepa_pipeline.studies.study import Study
 
 READING = "## Reading"
+MEASURED = "## How it was measured"
 
 
 def write_page(study: Study, families: Mapping[str, Mapping[str, Measured]], folder: Path) -> Path:
@@ -31,16 +31,16 @@ def write_page(study: Study, families: Mapping[str, Mapping[str, Measured]], fol
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string((files(__package__) / "page.md.j2").read_text("utf-8"))
     told = {family: _told(study, measured) for family, measured in families.items()}
-    text = template.render(study=study, families=told, reading=_reading(page))
+    text = template.render(study=study, families=told, reading=_reading(page), measured=MEASURED)
     write_whole(page, f"{text.rstrip()}\n".encode())
     return page
 
 
 def _reading(page: Path) -> str:
-    """The page's section READING, heading and all, up to the next heading of its rank."""
+    """What a person wrote between READING and MEASURED; of a page without the latter, to its end."""
     written = page.read_text("utf-8") if page.is_file() else ""
-    found = re.search(rf"^{READING}\n.*?(?=^## |\Z)", written, re.MULTILINE | re.DOTALL)
-    return found[0].rstrip() if found else f"{READING}\n\nNot written yet."
+    _, heading, rest = written.partition(READING)
+    return heading + rest.partition(f"\n{MEASURED}\n")[0].rstrip() if heading else f"{READING}\n\nNot written yet."
 
 
 def _told(study: Study, measured: Mapping[str, Measured]) -> dict[str, Any]:
